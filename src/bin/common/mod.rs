@@ -1,0 +1,115 @@
+//! What the client tools share: how they find a ring, what their options mean, and how they end.
+//!
+//! Values and tables go to stdout, everything else to stderr, and an error is one line that says
+//! what went wrong and what helps. The exit codes are part of the interface: 0 ok, 1 not found,
+//! 2 usage, 3 unavailable and nothing done, 4 differs or conflict, 5 outcome unknown.
+
+pub(crate) mod options;
+
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+use thrifty::client::ClientError;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How a tool ends that does not end well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Exit {
+    /// There is no such key or node.
+    NotFound = 1,
+    /// The request is wrong, and would be wrong again.
+    Usage = 2,
+    /// Nothing was done; it may work later.
+    Unavailable = 3,
+    /// The ring's state forbids it, or it is another ring.
+    Conflict = 4,
+    /// It may have happened or not.
+    Unknown = 5,
+}
+
+/// Why a tool does not end well, in one line.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// Its exit code.
+    pub(crate) exit: Exit,
+    /// What went wrong and what helps.
+    pub(crate) message: String,
+}
+
+impl Failure {
+    /// A failure with this exit code and message.
+    pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Failure { exit, message: message.into() }
+    }
+
+    /// The failure of a request that only reads. Whatever its outcome, it did nothing.
+    pub(crate) fn of_read(error: ClientError) -> Self {
+        match error {
+            ClientError::OutcomeUnknown(message) => {
+                Failure::new(Exit::Unavailable, format!("{message}: try again, or with a longer --timeout"))
+            }
+            other => other.into(),
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let exit = match &error {
+            ClientError::Invalid(_) => Exit::Usage,
+            ClientError::NoNode(_) | ClientError::Unavailable(_) => Exit::Unavailable,
+            ClientError::Refused(_) => Exit::Conflict,
+            ClientError::OutcomeUnknown(_) => Exit::Unknown,
+        };
+        let hint = match exit {
+            Exit::Unknown => " (it may have happened or not: read before you repeat it)",
+            _ => "",
+        };
+        Failure::new(exit, format!("{error}{hint}"))
+    }
+}
+
+/// Runs a tool to its exit code, on one thread or several, and says on stderr why it failed if it
+/// did.
+pub(crate) fn run(tool: &str, threads: usize, work: impl Future<Output = Result<(), Failure>>) -> ExitCode {
+    let mut runtime = match threads {
+        0 | 1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = runtime.worker_threads(threads.max(1)).enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => Err(Failure::new(Exit::Unavailable, format!("can't start: {error}"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            notice(tool, &failure.message);
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+/// One line on stderr. If that is closed nobody listens, and that is no reason to fail.
+pub(crate) fn notice(tool: &str, message: &str) {
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let _ = writeln!(std::io::stderr(), "{tool}: {line}");
+}
+
+/// Bytes to stdout, as they are. A reader that went away, as `head` does, has all it wanted.
+pub(crate) fn write_out(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Unavailable, format!("can't write to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// One or more lines to stdout.
+pub(crate) fn print(text: impl Display) -> Result<(), Failure> {
+    write_out(format!("{text}\n").as_bytes())
+}

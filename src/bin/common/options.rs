@@ -1,0 +1,112 @@
+//! The options that the client tools share.
+
+use super::{Exit, Failure, notice};
+use clap::{Args, ValueEnum};
+use std::time::Duration;
+use thrifty::client::{Client, ClientConfig, ClientError};
+use thrifty::core::layout::Kind;
+use thrifty::core::node::Address;
+use thrifty::core::quorum::Consistency;
+
+/// Which ring is meant, and how patient to be.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Connect {
+    /// A node of the ring; may be given several times. Without it, ports 9900 to 9925 of 127.0.0.1
+    /// are asked
+    #[arg(long, value_name = "HOST:PORT", env = "THRIFTY_PEER", value_delimiter = ',', global = true)]
+    pub(crate) peer: Vec<Address>,
+
+    /// How long a request may take, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds, global = true)]
+    pub(crate) timeout: Duration,
+}
+
+impl Connect {
+    /// A client of the store ring that is meant.
+    pub(crate) async fn store(&self, care: &Care) -> Result<Client, Failure> {
+        let client = self.client(ClientConfig { timeout: self.timeout, ..care.config() }).await?;
+        must_store(client)
+    }
+
+    /// A client of the ring that is meant, of whatever kind; a store ring if it has to be found.
+    pub(crate) async fn client(&self, config: ClientConfig) -> Result<Client, ClientError> {
+        match self.peer.as_slice() {
+            [] => Client::connect_on_loopback(config).await,
+            peers => Client::connect(peers.to_vec(), config).await,
+        }
+    }
+}
+
+/// Refuses a ring that stores nothing.
+pub(crate) fn must_store(client: Client) -> Result<Client, Failure> {
+    let layout = client.layout();
+    if layout.kind == Kind::Store {
+        return Ok(client);
+    }
+    let message = format!(
+        "ring {} locates keys and stores none: give --peer a node that `storeserver` started",
+        layout.name
+    );
+    Err(Failure::new(Exit::Conflict, message))
+}
+
+/// How sure a request has to be.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Care {
+    /// How many of the key's owners must answer
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t = Level::Quorum)]
+    pub(crate) consistency: Level,
+
+    /// Fail where no quorum is up, rather than be content with one owner and say so
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+impl Care {
+    /// A client's settings with this care.
+    pub(crate) fn config(&self) -> ClientConfig {
+        let consistency = self.consistency.into();
+        let fallback_to_one = !self.strict && consistency == Consistency::Quorum;
+        ClientConfig { consistency, fallback_to_one, ..ClientConfig::default() }
+    }
+
+    /// Says so where less was achieved than was asked for.
+    pub(crate) fn check(&self, tool: &str, done: &str, achieved: Consistency) {
+        let asked = Consistency::from(self.consistency);
+        if achieved < asked {
+            let less = format!("{done} at consistency {}, not {}", achieved.name(), asked.name());
+            notice(tool, &format!("{less}: too few of the key's owners answered (--strict refuses this)"));
+        }
+    }
+}
+
+/// [`Consistency`] as an option's value.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Level {
+    /// One owner: available while one is, and may be stale
+    One,
+    /// A majority: the latest value
+    Quorum,
+    /// Every owner
+    All,
+}
+
+impl From<Level> for Consistency {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::One => Consistency::One,
+            Level::Quorum => Consistency::Quorum,
+            Level::All => Consistency::All,
+        }
+    }
+}
+
+/// A length of time as people type it: seconds, with or without decimals.
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    // A day: whoever waits longer has made a typing mistake.
+    const MAX: f64 = 86_400.0;
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.001..=MAX).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(format!("write a number of seconds from 0.001 to {MAX}, for example 2.5")),
+    }
+}

@@ -1,0 +1,143 @@
+//! The command line.
+
+use crate::common::options::{Care, Connect};
+use crate::member::NodeName;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Ask a ring how it is, and change who is in it.
+#[derive(Parser)]
+#[command(
+    version,
+    about,
+    after_help = "\
+Examples:
+  storectl status                           how the ring on this machine is doing
+  storectl --peer 10.0.0.5:9900 status      how that node's ring is doing
+  storectl locate apple                     who owns the key `apple`
+  storectl leave 3fa9                       have the node whose id begins so hand its keys over and go
+  storectl --kind location ring             the table of a ring of the location service
+
+NODE is a node's id, its first digits (4 at least), or its HOST:PORT.
+
+Exit codes: 0 ok, 1 no such node, 2 wrong usage, 3 unavailable (nothing done), 4 refused or conflict,
+5 outcome unknown."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) target: Target,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which ring is meant.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Target {
+    #[command(flatten)]
+    pub(crate) connect: Connect,
+
+    /// The ring's name, where there are several or to make sure
+    #[arg(long, value_name = "NAME", global = true)]
+    pub(crate) ring: Option<String>,
+
+    /// The kind of ring; without it, whichever is found, a store first
+    #[arg(long, value_name = "KIND", value_enum, global = true)]
+    pub(crate) kind: Option<RingKind>,
+}
+
+/// What a ring's members do.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum RingKind {
+    /// Nodes of the location service alone, started by `location`
+    Location,
+    /// Nodes that store keys, started by `storeserver`
+    Store,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// How the ring and each of its nodes is doing
+    #[command(after_help = "Examples:\n  storectl status\n  storectl status --json | jq .may_lose")]
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// The members and their shares; with --json the whole table
+    #[command(after_help = "Examples:\n  storectl ring\n  storectl ring --json | jq '.rows[0]'")]
+    Ring {
+        /// Print the whole table as JSON: for each segment its owners, as indexes into `members`
+        #[arg(long)]
+        json: bool,
+    },
+    /// Who owns a key, whether or not anything is stored under it
+    #[command(
+        after_help = "Examples:\n  storectl locate apple\n  storectl locate apple --json | jq -r '.owners[0].address'"
+    )]
+    Locate {
+        /// The key
+        #[arg(allow_negative_numbers = true)]
+        key: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete a key; it is no error if there is nothing under it
+    #[command(after_help = "Examples:\n  storectl del apple\n  storectl del --strict apple")]
+    Del {
+        /// The key
+        #[arg(allow_negative_numbers = true)]
+        key: String,
+        #[command(flatten)]
+        care: Care,
+        /// Print the version of the deletion and the consistency achieved, as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Store the NATO alphabet, to have something to look at: A = Alpha to Z = Zulu
+    #[command(after_help = "Examples:\n  storectl prime && storeget N")]
+    Prime {
+        #[command(flatten)]
+        care: Care,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have a node hand its keys over, leave the ring and exit
+    #[command(after_help = "Examples:\n  storectl leave 3fa9\n  storectl --peer 127.0.0.1:9901 leave")]
+    Leave {
+        /// Which; without it, the one at --peer
+        node: Option<NodeName>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a node that is down and won't come back
+    #[command(after_help = "\
+Examples:
+  storectl remove 3fa9              others gather its segments; needs a quorum of each of them
+  storectl remove 3fa9 --force      where there is none: drops every node that can't be reached, and
+                                    with them what only they hold")]
+    Remove {
+        /// Which
+        node: NodeName,
+        /// Go on without what only unreachable nodes hold
+        #[arg(long)]
+        force: bool,
+        /// With --force: don't ask
+        #[arg(long, requires = "force")]
+        yes: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop a node; it stays a member and keeps its keys
+    #[command(after_help = "Examples:\n  storectl shutdown 3fa9\n  storectl --peer 127.0.0.1:9901 shutdown")]
+    Shutdown {
+        /// Which; without it, the one at --peer
+        node: Option<NodeName>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}

@@ -1,0 +1,41 @@
+//! `storectl`: everything else a person asks of a ring.
+//!
+//! Its status, its table, who owns a key; deleting a key; and letting members leave, stop or be
+//! removed. What only looks works for rings of the location service alone, too.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "each tool uses its part of what they share")]
+mod common;
+
+mod args;
+mod keys;
+mod member;
+mod membership;
+mod removal;
+mod ring;
+mod status;
+mod table;
+
+use args::{Cli, Command};
+use clap::Parser;
+use common::Failure;
+use std::process::ExitCode;
+
+const TOOL: &str = "storectl";
+
+fn main() -> ExitCode {
+    common::run(TOOL, 1, control(Cli::parse()))
+}
+
+async fn control(Cli { target, command }: Cli) -> Result<(), Failure> {
+    match command {
+        Command::Status { json } => status::status(&target, json).await,
+        Command::Ring { json } => table::ring(&target, json).await,
+        Command::Locate { key, json } => table::locate(&target, &key, json).await,
+        Command::Del { key, care, json } => keys::delete(&target, key, &care, json).await,
+        Command::Prime { care, json } => keys::prime(&target, &care, json).await,
+        Command::Leave { node, json } => membership::leave(&target, node, json).await,
+        Command::Shutdown { node, json } => membership::shutdown(&target, node, json).await,
+        Command::Remove { node, force, yes, json } => removal::remove(&target, &node, force, yes, json).await,
+    }
+}

@@ -1,0 +1,100 @@
+//! `storectl remove`: dropping a member that is down.
+
+use crate::TOOL;
+use crate::args::Target;
+use crate::common::{self, Exit, Failure};
+use crate::member::{self, NodeName};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::io::{IsTerminal, Write};
+use thrifty::core::layout::Layout;
+use thrifty::core::node::NodeId;
+use thrifty::core::quorum::majority;
+use thrifty::wire::location::{NodeState, StatusResponse};
+
+/// Removes a member.
+pub(crate) async fn remove(
+    target: &Target,
+    name: &NodeName,
+    force: bool,
+    yes: bool,
+    json: bool,
+) -> Result<(), Failure> {
+    let client = target.client().await?;
+    let status = client.status().await.map_err(Failure::of_read)?;
+    let node = member::resolve(&status, name)?;
+    let id = member::id(node);
+    if force {
+        common::notice(TOOL, &warning(&status, &client.layout(), id));
+        confirm(yes)?;
+    }
+    let removed = client.remove(id, force).await?;
+    if json {
+        let dropped: Vec<String> = removed.dropped.iter().map(NodeId::to_string).collect();
+        return common::print(
+            json!({ "removing": id.to_string(), "epoch": removed.epoch, "dropped": dropped }),
+        );
+    }
+    match removed.dropped.as_slice() {
+        [] => common::print(format!("{id:.8} is being removed; see `storectl status`")),
+        dropped => {
+            let dropped: Vec<String> = dropped.iter().map(|id| format!("{id:.8}")).collect();
+            common::print(format!("dropped {}; see `storectl status`", dropped.join(", ")))
+        }
+    }
+}
+
+/// What a forced removal may lose, in plain words.
+fn warning(status: &StatusResponse, layout: &Layout, id: NodeId) -> String {
+    let down = |state: i32| matches!(NodeState::try_from(state), Ok(NodeState::Down));
+    let mut gone: BTreeSet<NodeId> = status.nodes.iter().filter(|n| down(n.state)).map(member::id).collect();
+    gone.insert(id);
+    let names: Vec<String> = status
+        .nodes
+        .iter()
+        .filter(|n| gone.contains(&member::id(n)))
+        .map(|n| format!("{:.8} at {}", member::id(n), n.address))
+        .collect();
+    let (lost, doubtful) = damage(layout, &gone);
+    format!(
+        "warning: this drops every node that can't be reached ({}) for good. What only they hold is lost: \
+         all keys of {lost} of {} segments, which have no other owner, and perhaps the latest writes of {doubtful} \
+         more, of which a majority of owners goes",
+        names.join(", "),
+        layout.segments.get(),
+    )
+}
+
+/// How many segments lose all their owners, and how many others so many that a majority of the old
+/// owners need not be among those that remain.
+fn damage(layout: &Layout, gone: &BTreeSet<NodeId>) -> (usize, usize) {
+    let (mut lost, mut doubtful) = (0, 0);
+    for segment in layout.segments.all() {
+        let owners = layout.read_owners(segment);
+        let left = owners.iter().filter(|id| !gone.contains(id)).count();
+        match left {
+            0 => lost += 1,
+            // Every majority has one of `left` in it only if the others are fewer than a majority.
+            _ if owners.len() - left >= majority(owners.len()) => doubtful += 1,
+            _ => {}
+        }
+    }
+    (lost, doubtful)
+}
+
+fn confirm(yes: bool) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new(Exit::Usage, "nothing was done: add --yes if that is what you want"));
+    }
+    let _ = write!(std::io::stderr(), "Go on? [y/N] ");
+    let mut answer = String::new();
+    // A terminal that can't be read from has not said yes.
+    let _ = std::io::stdin().read_line(&mut answer);
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Unavailable, "nothing was done"))
+}

@@ -1,0 +1,131 @@
+//! `storectl status`: one line about the ring, and a table of its nodes.
+
+use crate::args::Target;
+use crate::common::{self, Failure};
+use crate::member;
+use comfy_table::{Cell, CellAlignment, Color, Table, presets};
+use serde_json::{Value, json};
+use thrifty::core::layout::Phase;
+use thrifty::wire::convert;
+use thrifty::wire::location::{NodeState, NodeStatus, StatusResponse};
+
+/// Prints how the ring is doing.
+pub(crate) async fn status(target: &Target, json: bool) -> Result<(), Failure> {
+    let status = target.client().await?.status().await.map_err(Failure::of_read)?;
+    if json {
+        return common::print(as_json(&status));
+    }
+    common::print(format!("{}\n{}", headline(&status), table(&status)))
+}
+
+/// A table in the tools' one style.
+pub(crate) fn fresh_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header(header.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+    table
+}
+
+/// A number of replicas as JSON; on the wire 0 stands for all.
+pub(crate) fn replicas(number: u32) -> Value {
+    if number == 0 { "all".into() } else { number.into() }
+}
+
+fn phase(status: &StatusResponse) -> Phase {
+    convert::phase(status.phase).unwrap_or(Phase::Stable)
+}
+
+fn state(node: &NodeStatus) -> &'static str {
+    match NodeState::try_from(node.state) {
+        Ok(NodeState::Up) => "up",
+        Ok(NodeState::Suspect) => "suspect",
+        Ok(NodeState::Down) => "down",
+        Ok(NodeState::Joining) => "joining",
+        Ok(NodeState::Leaving) => "leaving",
+        Ok(NodeState::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+fn headline(status: &StatusResponse) -> String {
+    let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let nodes = counted(status.nodes.len(), "node");
+    let replicas = match status.replicas {
+        0 => "a replica on every node".to_owned(),
+        n => counted(n as usize, "replica"),
+    };
+    let mut line = format!("ring {}: {nodes}, {replicas}, may lose {}", status.ring, status.may_lose);
+    if phase(status) != Phase::Stable {
+        let (phase, epoch, moving, least) =
+            (phase(status).name(), status.epoch, status.moving, status.moving_least);
+        line += &format!(
+            " ({phase}, epoch {epoch}, copying {moving} segment replicas, the least possible {least})"
+        );
+    }
+    line
+}
+
+fn table(status: &StatusResponse) -> Table {
+    let moving = phase(status) != Phase::Stable || status.nodes.iter().any(|n| n.to_pull > 0);
+    let mut header = vec!["node", "address", "state", "segments", "keys", "bytes", "last heard"];
+    header.extend(moving.then_some("gathered"));
+    let mut table = fresh_table(&header);
+    for node in &status.nodes {
+        let color = match state(node) {
+            "up" => Color::Green,
+            "down" => Color::Red,
+            _ => Color::Yellow,
+        };
+        let mut row = vec![
+            Cell::new(format!("{:.8}", member::id(node))),
+            Cell::new(&node.address),
+            Cell::new(state(node)).fg(color),
+            right(node.segments.to_string()),
+            right(node.keys.map_or("?".into(), |n| n.to_string())),
+            right(node.bytes.map_or("?".into(), bytes)),
+            right(node.last_heard_ms.map_or("never".into(), ago)),
+        ];
+        row.extend(moving.then(|| right(format!("{}/{}", node.pulled, node.to_pull))));
+        table.add_row(row);
+    }
+    table
+}
+
+fn right(text: String) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
+}
+
+fn bytes(count: u64) -> String {
+    indicatif::BinaryBytes(count).to_string()
+}
+
+/// A length of time in the largest unit that leaves a number above one.
+fn ago(ms: u64) -> String {
+    match ms {
+        0..1_000 => "now".into(),
+        1_000..120_000 => format!("{} s ago", ms / 1_000),
+        120_000..7_200_000 => format!("{} min ago", ms / 60_000),
+        _ => format!("{} h ago", ms / 3_600_000),
+    }
+}
+
+fn as_json(status: &StatusResponse) -> Value {
+    let node = |n: &NodeStatus| {
+        json!({
+            "id": member::id(n).to_string(), "address": n.address, "state": state(n), "segments": n.segments,
+            "keys": n.keys, "bytes": n.bytes, "last_heard_ms": n.last_heard_ms, "zone": n.zone,
+            "weight": n.weight, "durable": n.durable, "pulled": n.pulled, "to_pull": n.to_pull,
+        })
+    };
+    json!({
+        "ring": status.ring,
+        "ring_id": convert::ring_id(&status.ring_id).map(|id| id.to_string()).unwrap_or_default(),
+        "epoch": status.epoch,
+        "phase": phase(status).name(),
+        "replicas": replicas(status.replicas),
+        "segments": status.segments,
+        "may_lose": status.may_lose,
+        "moving": status.moving,
+        "moving_least": status.moving_least,
+        "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
+    })
+}

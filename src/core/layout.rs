@@ -1,0 +1,685 @@
+//! The agreed table: which nodes own which segment, and how far the ring is on its way from one
+//! such table to the next.
+//!
+//! A layout is a value. There is one per epoch; how its successor is chosen is the business of
+//! [`ballot`](super::ballot), what the successor should be that of [`transition`](super::transition).
+//! Here is what a layout *means*: which sets of owners a request must satisfy, who pulls what from
+//! whom, under which slot a node keeps a segment.
+//!
+//! The table is explicit rather than computed from the members, so that a client in any language
+//! routes with an MD5 and an array index, and so that placement may improve without moving data.
+//!
+//! | phase | a write needs a majority of | a read asks a majority of |
+//! | --- | --- | --- |
+//! | Stable | current | current |
+//! | Dual | current and of next | current |
+//! | ReadNew | current and of next | next |
+//!
+//! Left out on purpose: any notion of which members are alive. A layout does not change because a
+//! node is down, only because a majority agreed to change it.
+
+use crate::core::mutants::{Mutant, planted};
+use crate::core::node::{Address, NodeId, RingId};
+use crate::core::placement::{self, Seat};
+use crate::core::quorum::{LiveSet, majority};
+use crate::core::token::{Epoch, Segment, SegmentCount, Slot, Token};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The most members a ring may have: indexes are 16 bits wide and one value means "vacant".
+pub const MAX_MEMBERS: usize = u16::MAX as usize;
+
+/// The longest ring name and zone name, in bytes.
+pub const MAX_NAME_BYTES: usize = 64;
+
+/// How many owners each segment has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Replicas {
+    /// Every member holds every key.
+    All,
+    /// This many distinct nodes, or all members while there are fewer.
+    Count(u16),
+}
+
+impl Replicas {
+    /// Owners per segment in a ring of so many members.
+    pub fn of(self, members: usize) -> usize {
+        match self {
+            Replicas::All => members,
+            Replicas::Count(count) => members.min(usize::from(count)),
+        }
+    }
+}
+
+/// What the members of a ring are: the two kinds never mix in one ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Nodes of the location service alone.
+    Location,
+    /// Nodes that store keys.
+    Store,
+}
+
+/// Where the ring is between two tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// One table.
+    Stable,
+    /// Two tables; writes go to both, reads ask the old one; newcomers pull.
+    Dual,
+    /// Two tables; writes go to both, reads ask the new one.
+    ReadNew,
+}
+
+impl Phase {
+    /// As it is printed and sent.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Stable => "stable",
+            Phase::Dual => "dual",
+            Phase::ReadNew => "read_new",
+        }
+    }
+}
+
+/// In which of the two tables a member has its place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// In both, or in the one there is.
+    Staying,
+    /// In the next table only.
+    Joining,
+    /// In the current table only.
+    Leaving,
+}
+
+/// One member as the layout knows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// Who.
+    pub id: NodeId,
+    /// Where it was last known to listen: a hint.
+    pub address: Address,
+    /// Segments are spread over distinct zones while there are enough.
+    pub zone: String,
+    /// Its share of the segments, relative to the others'.
+    pub weight: u32,
+    /// Whether it keeps its data over a restart.
+    pub durable: bool,
+    /// In which of the tables it is.
+    pub standing: Standing,
+}
+
+/// One owner's entry: who, and since which epoch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cell {
+    /// Index into the layout's members.
+    pub member: u16,
+    /// The epoch at which it acquired the segment.
+    pub acquired: Epoch,
+}
+
+/// Segment → owners, in preference order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Table {
+    rows: Vec<Box<[Cell]>>,
+}
+
+impl Table {
+    /// A table of one row of cells per segment.
+    pub fn new(rows: Vec<Vec<Cell>>) -> Self {
+        Table { rows: rows.into_iter().map(Vec::into_boxed_slice).collect() }
+    }
+
+    /// The owners' entries of a segment; empty past the end.
+    pub fn row(&self, segment: Segment) -> &[Cell] {
+        self.rows.get(segment.index()).map_or(&[], |row| row)
+    }
+
+    /// All rows, in order of segments.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[Cell]> + Clone {
+        self.rows.iter().map(|row| &row[..])
+    }
+}
+
+/// See the module's documentation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Layout {
+    /// Which ring.
+    pub ring: RingId,
+    /// Its name, as people give it.
+    pub name: String,
+    /// What its members are.
+    pub kind: Kind,
+    /// The number of this layout.
+    pub epoch: Epoch,
+    /// Owners per segment.
+    pub replicas: Replicas,
+    /// Q.
+    pub segments: SegmentCount,
+    /// Who is in either table, by id.
+    pub members: Vec<Member>,
+    /// Where the ring is between the two tables.
+    pub phase: Phase,
+    /// The table before the change, or the only one.
+    pub current: Table,
+    /// The table after the change; present unless Stable.
+    pub next: Option<Table>,
+    /// The newest epoch at which tombstones were collected; 0 = never. A request begun before it
+    /// must not be sent again after it.
+    pub collected: Epoch,
+}
+
+/// Why a layout from outside is no layout.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a valid layout: {0}")]
+pub struct BadLayout(pub &'static str);
+
+/// The segments one node has to gather in a Dual, and from whom.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pull {
+    /// Where the puller keeps what it gathers.
+    pub slot: Slot,
+    /// Old owners other than the puller, the best source first.
+    pub sources: Vec<NodeId>,
+    /// How many of them must be gathered from.
+    pub need: usize,
+}
+
+impl Layout {
+    /// The first layout of a new ring: one member that owns everything.
+    pub fn first(ring: RingId, name: String, kind: Kind, replicas: Replicas, segments: SegmentCount, member: Member) -> Self {
+        let row = vec![Cell { member: 0, acquired: 1 }];
+        Layout {
+            ring,
+            name,
+            kind,
+            epoch: 1,
+            replicas,
+            segments,
+            members: vec![Member { standing: Standing::Staying, ..member }],
+            phase: Phase::Stable,
+            current: Table::new(vec![row; segments.get()]),
+            next: None,
+            collected: 0,
+        }
+    }
+
+    /// The segment of a key.
+    pub fn segment(&self, key: &[u8]) -> Segment {
+        self.segments.segment(Token::of(key))
+    }
+
+    /// A member by its id.
+    pub fn member(&self, id: NodeId) -> Option<&Member> {
+        self.members.binary_search_by_key(&id, |m| m.id).ok().map(|i| &self.members[i])
+    }
+
+    /// The members' ids, in order.
+    pub fn ids(&self) -> impl Iterator<Item = NodeId> {
+        self.members.iter().map(|m| m.id)
+    }
+
+    /// Whether the node is in the table before, the table after, or both.
+    pub fn is_member(&self, id: NodeId) -> bool {
+        self.member(id).is_some()
+    }
+
+    fn nodes<'a>(&'a self, table: &'a Table, segment: Segment) -> impl Iterator<Item = NodeId> + 'a {
+        table.row(segment).iter().map(|cell| self.members[usize::from(cell.member)].id)
+    }
+
+    /// Owners in the current table, the primary first.
+    pub fn current_owners(&self, segment: Segment) -> impl Iterator<Item = NodeId> {
+        self.nodes(&self.current, segment)
+    }
+
+    /// Owners in the next table; none in a Stable layout.
+    pub fn next_owners(&self, segment: Segment) -> impl Iterator<Item = NodeId> {
+        self.next.iter().flat_map(move |next| self.nodes(next, segment))
+    }
+
+    /// The owners that reads ask.
+    pub fn read_owners(&self, segment: Segment) -> Vec<NodeId> {
+        match self.phase {
+            Phase::Stable | Phase::Dual => self.current_owners(segment).collect(),
+            Phase::ReadNew => self.next_owners(segment).collect(),
+        }
+    }
+
+    /// The sets of owners of which a write needs a majority each. The first is the current one.
+    pub fn live_sets(&self, segment: Segment) -> Vec<LiveSet> {
+        let mut sets = vec![LiveSet::new(self.current_owners(segment).collect())];
+        if self.next.is_some() && !planted(Mutant::DualWritesOldSetOnly) {
+            sets.push(LiveSet::new(self.next_owners(segment).collect()));
+        }
+        sets
+    }
+
+    /// Who should coordinate requests for a segment, the best first: owners in the read set, and
+    /// among them those that are in every live set.
+    pub fn coordinators(&self, segment: Segment) -> Vec<NodeId> {
+        let mut owners = self.read_owners(segment);
+        if let Some(next) = &self.next {
+            let in_both = |id: &NodeId| {
+                self.nodes(next, segment).any(|n| n == *id) && self.current_owners(segment).any(|n| n == *id)
+            };
+            owners.sort_by_key(|id| !in_both(id)); // stable: preference order remains within each half
+        }
+        owners
+    }
+
+    /// The slot under which a node keeps a segment at this epoch; `None` if it doesn't own it.
+    pub fn slot(&self, node: NodeId, segment: Segment) -> Option<Slot> {
+        let index = self.members.binary_search_by_key(&node, |m| m.id).ok()?;
+        self.slot_of(index as u16, segment)
+    }
+
+    fn slot_of(&self, member: u16, segment: Segment) -> Option<Slot> {
+        let tables = [Some(&self.current), self.next.as_ref()];
+        let mut cells = tables.into_iter().flatten().flat_map(|table| table.row(segment));
+        cells.find(|cell| cell.member == member).map(|cell| Slot { segment, acquired: cell.acquired })
+    }
+
+    /// All slots that a node keeps at this epoch, in order of segments.
+    pub fn slots(&self, node: NodeId) -> Vec<Slot> {
+        let Ok(index) = self.members.binary_search_by_key(&node, |m| m.id) else { return Vec::new() };
+        self.segments.all().filter_map(|segment| self.slot_of(index as u16, segment)).collect()
+    }
+
+    /// How many segments each member owns in the table that comes last, in order of members.
+    pub fn shares(&self) -> Vec<usize> {
+        let mut shares = vec![0; self.members.len()];
+        for cell in self.next.as_ref().unwrap_or(&self.current).rows().flatten() {
+            shares[usize::from(cell.member)] += 1;
+        }
+        shares
+    }
+
+    /// Who votes on the layout after this one.
+    pub fn voters(&self) -> Vec<NodeId> {
+        let gone = match self.phase {
+            Phase::Stable | Phase::Dual => Standing::Joining,
+            Phase::ReadNew => Standing::Leaving,
+        };
+        self.members.iter().filter(|m| m.standing != gone).map(|m| m.id).collect()
+    }
+
+    /// Who gathers a segment in a Dual: its newcomers, if the majorities then still meet without
+    /// the other owners' help; otherwise all its owners in the next table.
+    pub fn pullers(&self, segment: Segment) -> Vec<NodeId> {
+        let old: Vec<_> = self.current_owners(segment).collect();
+        let new: Vec<_> = self.next_owners(segment).collect();
+        let newcomers: Vec<_> = new.iter().copied().filter(|id| !old.contains(id)).collect();
+        let kept = new.len() - newcomers.len();
+        let surely_there = (majority(old.len()) + kept + newcomers.len()).saturating_sub(old.len());
+        if surely_there >= majority(new.len()) { newcomers } else { new }
+    }
+
+    /// Which members must have gathered their segments before reads may ask the next table.
+    pub fn all_pullers(&self) -> BTreeSet<NodeId> {
+        if self.phase != Phase::Dual {
+            return BTreeSet::new();
+        }
+        self.segments.all().flat_map(|segment| self.pullers(segment)).collect()
+    }
+
+    /// What one node must gather in this Dual. A leaver comes first among the sources: what only
+    /// it holds then survives its leaving.
+    pub fn pulls(&self, me: NodeId) -> Vec<Pull> {
+        if self.phase != Phase::Dual {
+            return Vec::new();
+        }
+        let pull = |segment: Segment| {
+            if !self.pullers(segment).contains(&me) {
+                return None;
+            }
+            let slot = self.slot(me, segment)?;
+            let old: Vec<_> = self.current_owners(segment).collect();
+            let all = old.len() - majority(old.len()) + 1;
+            let need = all - usize::from(old.contains(&me));
+            let mut sources: Vec<_> = old.into_iter().filter(|id| *id != me).collect();
+            sources.sort_by_key(|id| self.member(*id).is_some_and(|m| m.standing != Standing::Leaving));
+            Some(Pull { slot, sources, need })
+        };
+        self.segments.all().filter_map(pull).collect()
+    }
+
+    /// Whether enough old owners have installed this ReadNew that no read of the old table can
+    /// succeed any more. `installed` says which nodes have.
+    pub fn old_reads_are_over(&self, installed: &BTreeSet<NodeId>) -> bool {
+        if planted(Mutant::ReadNewLeftEarly) {
+            return true;
+        }
+        self.segments.all().all(|segment| {
+            let old: Vec<_> = self.current_owners(segment).collect();
+            let there = old.iter().filter(|id| installed.contains(id)).count();
+            there > old.len() - majority(old.len())
+        })
+    }
+
+    /// Whether every segment would still have enough live old owners to gather from.
+    pub fn can_be_gathered(&self, alive: impl Fn(NodeId) -> bool) -> bool {
+        self.segments.all().all(|segment| {
+            let old: Vec<_> = self.current_owners(segment).collect();
+            let there = old.iter().filter(|id| alive(**id)).count();
+            there > old.len() - majority(old.len())
+        })
+    }
+
+    /// How many more nodes may fail, in the worst case, before some segment lacks a quorum: the
+    /// least over segments and live sets of owners that are up, minus a majority.
+    pub fn may_lose(&self, up: impl Fn(NodeId) -> bool) -> usize {
+        let up: Vec<bool> = self.ids().map(up).collect();
+        let spare = |row: &[Cell]| {
+            let there = row.iter().filter(|cell| up[usize::from(cell.member)]).count();
+            there.saturating_sub(majority(row.len()))
+        };
+        let rows = self.current.rows().chain(self.next.iter().flat_map(Table::rows));
+        rows.map(spare).min().unwrap_or(0)
+    }
+
+    /// The Dual that takes `joins` in and lets `leaves` go. `None` if nothing would change or
+    /// nobody would remain.
+    pub fn dual(&self, joins: &[Member], leaves: &BTreeSet<NodeId>) -> Option<Layout> {
+        debug_assert_eq!(self.phase, Phase::Stable);
+        let epoch = self.epoch + 1;
+        let mut members: BTreeMap<NodeId, Member> = BTreeMap::new();
+        for member in joins {
+            members.insert(member.id, Member { standing: Standing::Joining, ..member.clone() });
+        }
+        for member in &self.members {
+            let standing = if leaves.contains(&member.id) { Standing::Leaving } else { Standing::Staying };
+            members.insert(member.id, Member { standing, ..member.clone() });
+        }
+        let members: Vec<Member> = members.into_values().collect();
+        let changes = members.iter().any(|m| m.standing != Standing::Staying);
+        let remain = members.iter().any(|m| m.standing != Standing::Leaving);
+        if !changes || !remain || members.len() > MAX_MEMBERS {
+            return None;
+        }
+
+        // Indexes: of the old members, of the new, and of the seats at the new table.
+        let index = |id: NodeId| members.binary_search_by_key(&id, |m| m.id).unwrap_or(0);
+        let from_old: Vec<usize> = self.ids().map(index).collect();
+        let seated: Vec<usize> = (0..members.len()).filter(|&i| members[i].standing != Standing::Leaving).collect();
+        let seat_of = |member: usize| seated.binary_search(&member).ok().map(|seat| seat as u16);
+        let seats: Vec<Seat> =
+            seated.iter().map(|&i| Seat { zone: members[i].zone.clone(), weight: members[i].weight }).collect();
+
+        let reindexed = |cell: &Cell| Cell { member: from_old[usize::from(cell.member)] as u16, ..*cell };
+        let current: Vec<Vec<Cell>> = self.current.rows().map(|row| row.iter().map(reindexed).collect()).collect();
+        let old: Vec<Vec<u16>> = current
+            .iter()
+            .map(|row| row.iter().filter_map(|cell| seat_of(usize::from(cell.member))).collect())
+            .collect();
+        let count = match self.replicas {
+            Replicas::All => None,
+            Replicas::Count(count) => Some(count),
+        };
+        let placed = placement::place(&old, &seats, count);
+        let next = placed.iter().zip(&current).map(|(owners, before)| {
+            let cell = |&seat: &u16| {
+                let member = seated[usize::from(seat)] as u16;
+                let kept = before.iter().find(|cell| cell.member == member);
+                kept.copied().unwrap_or(Cell { member, acquired: epoch })
+            };
+            owners.iter().map(cell).collect()
+        });
+        Some(Layout {
+            epoch,
+            phase: Phase::Dual,
+            next: Some(Table::new(next.collect())),
+            current: Table::new(current),
+            members,
+            name: self.name.clone(),
+            ..*self
+        })
+    }
+
+    /// The ReadNew that follows this Dual.
+    pub fn read_new(&self) -> Layout {
+        debug_assert_eq!(self.phase, Phase::Dual);
+        Layout { epoch: self.epoch + 1, phase: Phase::ReadNew, ..self.clone() }
+    }
+
+    /// The Stable layout of the next table, which ends this transition.
+    pub fn settled(&self) -> Layout {
+        self.ended(self.next.as_ref().unwrap_or(&self.current), Standing::Leaving)
+    }
+
+    /// The Stable layout of the current table, which gives this transition up.
+    pub fn aborted(&self) -> Layout {
+        self.ended(&self.current, Standing::Joining)
+    }
+
+    fn ended(&self, table: &Table, gone: Standing) -> Layout {
+        let stays = |m: &&Member| m.standing != gone;
+        let mut new_index = vec![0u16; self.members.len()];
+        for (new, (old, _)) in self.members.iter().enumerate().filter(|(_, m)| stays(m)).enumerate() {
+            new_index[old] = new as u16;
+        }
+        let moved = |cell: &Cell| Cell { member: new_index[usize::from(cell.member)], ..*cell };
+        Layout {
+            epoch: self.epoch + 1,
+            phase: Phase::Stable,
+            members: self
+                .members
+                .iter()
+                .filter(stays)
+                .map(|m| Member { standing: Standing::Staying, ..m.clone() })
+                .collect(),
+            current: Table::new(table.rows().map(|row| row.iter().map(moved).collect()).collect()),
+            next: None,
+            name: self.name.clone(),
+            ..*self
+        }
+    }
+
+    /// The Stable layout of a new lineage among survivors: the members that are not `gone`, each
+    /// with what it held. What only the others held is lost. `None` if nobody survives.
+    pub fn forced(&self, ring: RingId, gone: &BTreeSet<NodeId>) -> Option<Layout> {
+        let mut layout = self.clone();
+        for member in &mut layout.members {
+            let out = gone.contains(&member.id);
+            member.standing = if out { Standing::Leaving } else { Standing::Staying };
+        }
+        let heirs: Vec<u16> = (0..layout.members.len())
+            .filter(|&i| layout.members[i].standing == Standing::Staying)
+            .map(|i| i as u16)
+            .collect();
+        let heir = *heirs.first()?;
+        let epoch = self.epoch + 1;
+        let rows = self.current.rows().map(|row| {
+            let mut kept: Vec<Cell> = row.iter().copied().filter(|cell| heirs.contains(&cell.member)).collect();
+            if kept.is_empty() {
+                kept.push(Cell { member: heir, acquired: epoch });
+            }
+            kept
+        });
+        layout.current = Table::new(rows.collect());
+        layout.next = None;
+        Some(Layout { ring, ..layout.settled() })
+    }
+
+    /// Checks what the rest of the program relies on, for layouts from outside.
+    pub fn validate(&self) -> Result<(), BadLayout> {
+        let check = |holds: bool, what| if holds { Ok(()) } else { Err(BadLayout(what)) };
+        check(self.epoch > 0, "epoch 0")?;
+        check(!self.name.is_empty() && self.name.len() <= MAX_NAME_BYTES, "the ring's name is empty or too long")?;
+        check(!self.members.is_empty() && self.members.len() <= MAX_MEMBERS, "no members, or too many")?;
+        check(self.members.is_sorted_by(|a, b| a.id < b.id), "members out of order")?;
+        check(self.members.iter().all(|m| m.zone.len() <= MAX_NAME_BYTES), "a zone name is too long")?;
+        check(self.next.is_some() == (self.phase != Phase::Stable), "phase and tables do not fit")?;
+        check(self.replicas != Replicas::Count(0), "no replicas")?;
+        let staying = self.members.iter().all(|m| m.standing == Standing::Staying);
+        check(self.phase != Phase::Stable || staying, "a stable layout with members on the move")?;
+        self.validate_table(&self.current, Standing::Joining)?;
+        self.next.as_ref().map_or(Ok(()), |next| self.validate_table(next, Standing::Leaving))
+    }
+
+    fn validate_table(&self, table: &Table, excluded: Standing) -> Result<(), BadLayout> {
+        if table.rows().len() != self.segments.get() {
+            return Err(BadLayout("the table's length is not the number of segments"));
+        }
+        for row in table.rows() {
+            if row.is_empty() {
+                return Err(BadLayout("a segment without owners"));
+            }
+            for (i, cell) in row.iter().enumerate() {
+                let member = self.members.get(usize::from(cell.member));
+                let fits = member.is_some_and(|m| m.standing != excluded);
+                if !fits || cell.acquired > self.epoch || row[..i].iter().any(|c| c.member == cell.member) {
+                    return Err(BadLayout("an owner is no member of the table, doubled, or from the future"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn member(id: u128) -> Member {
+        Member {
+            id: NodeId(id),
+            address: format!("127.0.0.1:{id}").parse().unwrap(),
+            zone: String::new(),
+            weight: 1,
+            durable: true,
+            standing: Standing::Staying,
+        }
+    }
+
+    pub(crate) fn ring_of(count: u128, replicas: u16, segments: u64) -> Layout {
+        let segments = SegmentCount::new(segments).unwrap();
+        let replicas = Replicas::Count(replicas);
+        let one = Layout::first(RingId(1), "test".into(), Kind::Store, replicas, segments, member(1));
+        (2..=count).fold(one, |layout, id| {
+            layout.dual(&[member(id)], &BTreeSet::new()).unwrap().read_new().settled()
+        })
+    }
+
+    fn gone(ids: &[u128]) -> BTreeSet<NodeId> {
+        ids.iter().map(|&id| NodeId(id)).collect()
+    }
+
+    #[test]
+    fn every_step_of_a_ring_that_grows_and_shrinks_is_valid_and_balanced() {
+        let mut layout = ring_of(1, 3, 64);
+        for id in 2..=7 {
+            let dual = layout.dual(&[member(id)], &gone(&[])).unwrap();
+            let next = dual.read_new();
+            layout = next.settled();
+            for each in [&dual, &next, &layout] {
+                each.validate().unwrap();
+            }
+            let shares = layout.shares();
+            assert!(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1, "{shares:?}");
+        }
+        for id in [3, 1, 7, 2] {
+            let dual = layout.dual(&[], &gone(&[id])).unwrap();
+            assert_eq!(dual.aborted().current, layout.current);
+            layout = dual.read_new().settled();
+            layout.validate().unwrap();
+            assert!(!layout.is_member(NodeId(id)));
+        }
+        assert_eq!(layout.dual(&[], &gone(&[4, 5, 6])), None, "the last members stay");
+    }
+
+    #[test]
+    fn who_stays_keeps_its_slot_and_a_newcomer_gets_a_fresh_one() {
+        let before = ring_of(3, 2, 32);
+        let dual = before.dual(&[member(9)], &gone(&[])).unwrap();
+        for segment in dual.segments.all() {
+            for id in dual.next_owners(segment) {
+                let expected = before.slot(id, segment).unwrap_or(Slot { segment, acquired: dual.epoch });
+                assert_eq!(dual.slot(id, segment), Some(expected));
+            }
+        }
+        assert_eq!(dual.slots(NodeId(9)).len(), 32 * 2 / 4);
+    }
+
+    #[test]
+    fn newcomers_pull_alone_where_majorities_meet_and_everybody_where_they_do_not() {
+        let grow = ring_of(3, 3, 8).dual(&[member(4)], &gone(&[])).unwrap();
+        assert_eq!(grow.all_pullers(), gone(&[4]));
+        for pull in grow.pulls(NodeId(4)) {
+            assert_eq!((pull.need, pull.sources.len(), pull.slot.acquired), (2, 3, grow.epoch));
+        }
+        // One to two owners: two majorities of {A,B} need both, so that B alone pulls.
+        let second = ring_of(1, 3, 8).dual(&[member(2)], &gone(&[])).unwrap();
+        assert_eq!(second.all_pullers(), gone(&[2]));
+        // Three owners to two: what only the leaver and one other hold must reach the second too.
+        let shrink = ring_of(3, 3, 8).dual(&[], &gone(&[2])).unwrap();
+        assert_eq!(shrink.all_pullers(), gone(&[1, 3]));
+        for pull in shrink.pulls(NodeId(1)) {
+            assert_eq!((pull.need, pull.sources[0]), (1, NodeId(2)), "the leaver comes first");
+        }
+    }
+
+    #[test]
+    fn voters_are_the_old_members_until_reads_ask_the_new() {
+        let dual = ring_of(3, 3, 8).dual(&[member(4)], &gone(&[1])).unwrap();
+        assert_eq!(dual.voters(), [1, 2, 3].map(NodeId));
+        assert_eq!(dual.read_new().voters(), [2, 3, 4].map(NodeId));
+        assert_eq!(dual.read_new().settled().voters(), [2, 3, 4].map(NodeId));
+        assert_eq!(dual.aborted().voters(), [1, 2, 3].map(NodeId));
+    }
+
+    #[test]
+    fn may_lose_counts_the_worst_segment() {
+        let check = |nodes, down: &[u128], expected| {
+            assert_eq!(ring_of(nodes, 3, 8).may_lose(|id| !down.contains(&id.0)), expected);
+        };
+        check(1, &[], 0);
+        check(2, &[], 0);
+        check(3, &[], 1);
+        check(3, &[2], 0);
+        check(3, &[2, 3], 0);
+        check(5, &[], 1);
+    }
+
+    #[test]
+    fn coordinators_prefer_owners_in_both_sets() {
+        let dual = ring_of(3, 3, 8).dual(&[member(4)], &gone(&[1])).unwrap();
+        for segment in dual.segments.all() {
+            let order = dual.coordinators(segment);
+            assert_eq!(order.last(), Some(&NodeId(1)), "{order:?}");
+            assert!(!order.contains(&NodeId(4)));
+        }
+    }
+
+    #[test]
+    fn a_forced_removal_keeps_what_survivors_hold() {
+        let ring = ring_of(4, 3, 16);
+        let forced = ring.forced(RingId(2), &gone(&[1, 2])).unwrap();
+        forced.validate().unwrap();
+        assert_eq!((forced.ring, forced.epoch), (RingId(2), ring.epoch + 1));
+        for segment in forced.segments.all() {
+            for id in forced.current_owners(segment) {
+                assert_eq!(forced.slot(id, segment), ring.slot(id, segment));
+            }
+        }
+        assert_eq!(ring.forced(RingId(2), &gone(&[1, 2, 3, 4])), None);
+    }
+
+    #[test]
+    fn nonsense_from_outside_is_refused() {
+        let good = ring_of(3, 2, 8);
+        let check = |spoil: fn(&mut Layout)| {
+            let mut bad = good.clone();
+            spoil(&mut bad);
+            assert!(bad.validate().is_err());
+        };
+        check(|l| l.epoch = 0);
+        check(|l| l.members.clear());
+        check(|l| l.members.reverse());
+        check(|l| l.phase = Phase::Dual);
+        check(|l| l.current.rows[0][1] = l.current.rows[0][0]);
+        check(|l| l.current.rows[0][0].member = 7);
+        check(|l| l.current.rows[0] = Box::new([]));
+        check(|l| drop(l.current.rows.pop()));
+    }
+}

@@ -1,0 +1,375 @@
+//! What the layout should become next, and when: the claimant's desk.
+//!
+//! Every node keeps a desk, so that any can take over; only the claimant (the live voter with the
+//! lowest id) acts on its own. On the desk lie the wishes (joins, leaves, removals) and the
+//! latest report of each node: which epoch it has installed, for which Dual it has gathered its
+//! segments, whether it is leaving. All of them are repeated by their senders until the layout
+//! shows them, so that a desk may start empty and forget what is old.
+//!
+//! | phase | what leads on |
+//! | --- | --- |
+//! | Stable | a wish that is not backed off → Dual |
+//! | Dual | all pullers synced *this* epoch → ReadNew; a puller down, failed or without progress → Stable again |
+//! | ReadNew | per segment so many old owners installed it that old reads are over → Stable |
+//!
+//! Being claimant is for progress only; two claimants at once are safe, because what they
+//! propose has to win a ballot.
+
+use crate::core::layout::{Layout, Member, Phase, Standing};
+use crate::core::node::{Liveness, Moment, NodeId};
+use crate::core::token::Epoch;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Gathers wishes that come within this time of one another into one transition: five nodes
+/// started by one script join in one step, and nobody notices the wait.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// A wish or report that wasn't repeated for so long counts no more. Six times the heartbeat.
+const FORGET: Duration = Duration::from_secs(3);
+
+/// The first back-off after an aborted transition; doubles up to [`BACK_OFF_MOST`].
+const BACK_OFF: Duration = Duration::from_secs(2);
+const BACK_OFF_MOST: Duration = Duration::from_secs(60);
+
+/// How patient the ring is with its members.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// A puller that reports no progress for so long has its transition aborted.
+    pub pull_timeout: Duration,
+    /// A member that is down for so long is removed.
+    pub remove_after: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience { pull_timeout: Duration::from_secs(30), remove_after: Duration::from_secs(300) }
+    }
+}
+
+/// What a node says of itself, again and again, to the claimant.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// The epoch it has installed, durably.
+    pub installed: Epoch,
+    /// The Dual for which it has gathered (or, leaving, offered) all it should; 0 = none.
+    pub synced: Epoch,
+    /// The Dual for which it could not; 0 = none.
+    pub failed: Epoch,
+    /// Grows while it gathers.
+    pub progress: u64,
+    /// It wants to leave.
+    pub leaving: bool,
+}
+
+/// What the claimant wants next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Take these in, let those go.
+    Dual {
+        /// New members.
+        joins: Vec<Member>,
+        /// Members that asked to leave.
+        leaves: BTreeSet<NodeId>,
+        /// Members to remove, if a majority of voters calls them down.
+        removals: BTreeSet<NodeId>,
+    },
+    /// Reads may ask the next table.
+    ReadNew,
+    /// The next table becomes the only one.
+    Settle,
+    /// Back to the current table.
+    Abort {
+        /// On whose account.
+        blame: NodeId,
+        /// Why, for the log.
+        why: &'static str,
+    },
+}
+
+impl Change {
+    /// The layout that a change makes of this one; `down` is whom a majority calls down. `None` if
+    /// it comes to nothing.
+    pub fn apply(&self, layout: &Layout, down: &BTreeSet<NodeId>) -> Option<Layout> {
+        match (self, layout.phase) {
+            (Change::Dual { joins, leaves, removals }, Phase::Stable) => {
+                let gone = leaves | &(removals & down);
+                layout.dual(joins, &gone)
+            }
+            (Change::ReadNew, Phase::Dual) => Some(layout.read_new()),
+            (Change::Settle, Phase::ReadNew) => Some(layout.settled()),
+            (Change::Abort { .. }, Phase::Dual) => Some(layout.aborted()),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Heard<T> {
+    what: T,
+    at: Moment,
+    /// When its progress last changed.
+    moved: Moment,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct BackOff {
+    until: Moment,
+    length: Duration,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Desk {
+    patience: Patience,
+    reports: BTreeMap<NodeId, Heard<Report>>,
+    joins: BTreeMap<NodeId, Heard<Member>>,
+    removals: BTreeSet<NodeId>,
+    down_since: BTreeMap<NodeId, Moment>,
+    back_off: BTreeMap<NodeId, BackOff>,
+    wished_since: Option<Moment>,
+    phase_since: Moment,
+}
+
+impl Desk {
+    /// An empty desk.
+    pub fn new(patience: Patience) -> Self {
+        Desk {
+            patience,
+            reports: BTreeMap::new(),
+            joins: BTreeMap::new(),
+            removals: BTreeSet::new(),
+            down_since: BTreeMap::new(),
+            back_off: BTreeMap::new(),
+            wished_since: None,
+            phase_since: Moment::ZERO,
+        }
+    }
+
+    /// A node's report arrived.
+    pub fn hear_report(&mut self, from: NodeId, report: Report, now: Moment) {
+        let moved = match self.reports.get(&from) {
+            Some(old) if old.what.progress == report.progress && old.what.installed == report.installed => old.moved,
+            _ => now,
+        };
+        self.reports.insert(from, Heard { what: report, at: now, moved });
+    }
+
+    /// Somebody asks to become a member.
+    pub fn hear_join(&mut self, member: Member, now: Moment) {
+        self.joins.insert(member.id, Heard { what: member, at: now, moved: now });
+    }
+
+    /// An operator, or the return of its address under another id, says that a member is gone.
+    pub fn ask_removal(&mut self, id: NodeId) {
+        self.removals.insert(id);
+    }
+
+    /// A new layout is installed: wishes that it fulfils leave the desk.
+    pub fn installed(&mut self, before: &Layout, layout: &Layout, now: Moment) {
+        self.phase_since = now;
+        self.wished_since = None;
+        self.joins.retain(|id, _| !layout.is_member(*id));
+        self.removals.retain(|id| layout.is_member(*id));
+        self.down_since.retain(|id, _| layout.is_member(*id));
+        if before.phase == Phase::ReadNew && layout.phase == Phase::Stable {
+            self.back_off.clear();
+        }
+    }
+
+    fn report(&self, id: NodeId, now: Moment) -> Option<&Report> {
+        let heard = self.reports.get(&id)?;
+        (now.saturating_sub(heard.at) < FORGET).then_some(&heard.what)
+    }
+
+    /// What a node last reported, unless that is too long ago.
+    pub fn leaving(&self, id: NodeId, now: Moment) -> bool {
+        self.report(id, now).is_some_and(|report| report.leaving)
+    }
+
+    /// Who asks to join at the moment.
+    pub fn joining(&self, now: Moment) -> Vec<&Member> {
+        let fresh = |heard: &&Heard<Member>| now.saturating_sub(heard.at) < FORGET;
+        self.joins.values().filter(fresh).map(|heard| &heard.what).collect()
+    }
+
+    /// Whether all members that live want to leave: then nobody does, and all just stop.
+    pub fn everyone_leaves(&self, layout: &Layout, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness) -> bool {
+        let mut live = layout.ids().filter(|id| liveness(*id) != Liveness::Down);
+        layout.phase == Phase::Stable && live.all(|id| self.leaving(id, now))
+    }
+
+    /// What should be proposed now.
+    pub fn next(&mut self, layout: &Layout, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness) -> Option<Change> {
+        for id in layout.ids() {
+            match liveness(id) {
+                Liveness::Down => _ = self.down_since.entry(id).or_insert(now),
+                _ => _ = self.down_since.remove(&id),
+            }
+        }
+        match layout.phase {
+            Phase::Stable => self.from_stable(layout, now, liveness),
+            Phase::Dual => self.from_dual(layout, now, liveness),
+            Phase::ReadNew => {
+                let installed = |id: &NodeId| self.reports.get(id).is_some_and(|r| r.what.installed == layout.epoch);
+                let installed: BTreeSet<_> = layout.ids().filter(installed).collect();
+                layout.old_reads_are_over(&installed).then_some(Change::Settle)
+            }
+        }
+    }
+
+    fn from_stable(&mut self, layout: &Layout, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness) -> Option<Change> {
+        let waits = |id: NodeId| self.back_off.get(&id).is_some_and(|b| now < b.until);
+        if layout.ids().any(waits) || self.everyone_leaves(layout, now, liveness) {
+            return None;
+        }
+        let joins: Vec<Member> =
+            self.joining(now).into_iter().filter(|m| !layout.is_member(m.id) && !waits(m.id)).cloned().collect();
+        let leaves: BTreeSet<_> = layout.ids().filter(|id| self.leaving(*id, now)).collect();
+        let long_down = |since: &Moment| now.saturating_sub(*since) >= self.patience.remove_after;
+        let expired = self.down_since.iter().filter(|(_, since)| long_down(since)).map(|(id, _)| *id);
+        let mut removals: BTreeSet<_> = expired.chain(self.removals.iter().copied()).collect();
+        removals.retain(|id| liveness(*id) == Liveness::Down && layout.is_member(*id));
+        if joins.is_empty() && leaves.is_empty() && removals.is_empty() {
+            self.wished_since = None;
+            return None;
+        }
+        let since = *self.wished_since.get_or_insert(now);
+        let settled = now.saturating_sub(since) >= SETTLE;
+        let gatherable = layout.can_be_gathered(|id| liveness(id) != Liveness::Down);
+        (settled && gatherable).then_some(Change::Dual { joins, leaves, removals })
+    }
+
+    fn from_dual(&mut self, layout: &Layout, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness) -> Option<Change> {
+        let synced = |id: &NodeId| self.reports.get(id).is_some_and(|r| r.what.synced == layout.epoch);
+        let stuck = |id: NodeId| {
+            let moved = self.reports.get(&id).map_or(self.phase_since, |r| r.moved.max(self.phase_since));
+            now.saturating_sub(moved) >= self.patience.pull_timeout
+        };
+        let failed = |id: NodeId| self.reports.get(&id).is_some_and(|r| r.what.failed == layout.epoch);
+        let missing: Vec<NodeId> = layout.all_pullers().into_iter().filter(|id| !synced(id)).collect();
+        for &id in &missing {
+            let why = match liveness(id) {
+                Liveness::Down => "it is down",
+                _ if failed(id) => "it could not gather its segments",
+                _ if stuck(id) => "it makes no progress",
+                _ => continue,
+            };
+            let length = self.back_off.get(&id).map_or(BACK_OFF, |b| (b.length * 2).min(BACK_OFF_MOST));
+            self.back_off.insert(id, BackOff { until: now + length, length });
+            return Some(Change::Abort { blame: id, why });
+        }
+        // A leaver offers what only it holds. It is waited for while it lives, but does not hold
+        // the ring up.
+        let offering = |m: &Member| {
+            m.standing == Standing::Leaving
+                && liveness(m.id) != Liveness::Down
+                && self.leaving(m.id, now)
+                && !(synced(&m.id) || failed(m.id) || stuck(m.id))
+        };
+        (missing.is_empty() && !layout.members.iter().any(offering)).then_some(Change::ReadNew)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::layout::tests::{member, ring_of};
+
+    const UP: &dyn Fn(NodeId) -> Liveness = &|_| Liveness::Up;
+
+    fn secs(s: f64) -> Moment {
+        Duration::from_secs_f64(s)
+    }
+
+    fn report(installed: Epoch, synced: Epoch) -> Report {
+        Report { installed, synced, ..Report::default() }
+    }
+
+    #[test]
+    fn joins_that_come_together_make_one_transition() {
+        let (mut desk, ring) = (Desk::new(Patience::default()), ring_of(3, 3, 8));
+        assert_eq!(desk.next(&ring, secs(0.0), UP), None);
+        desk.hear_join(member(8), secs(1.0));
+        assert_eq!(desk.next(&ring, secs(1.0), UP), None, "more may come");
+        desk.hear_join(member(9), secs(1.1));
+        let Some(Change::Dual { joins, .. }) = desk.next(&ring, secs(1.5), UP) else { panic!() };
+        assert_eq!(joins.len(), 2);
+        assert_eq!(desk.next(&ring, secs(9.0), UP), None, "a wish that isn't repeated is forgotten");
+    }
+
+    #[test]
+    fn a_dual_goes_on_when_its_pullers_have_synced_this_epoch() {
+        let mut desk = Desk::new(Patience::default());
+        let dual = ring_of(3, 3, 8).dual(&[member(4)], &BTreeSet::new()).unwrap();
+        desk.hear_report(NodeId(4), report(dual.epoch, dual.epoch - 2), secs(1.0));
+        assert_eq!(desk.next(&dual, secs(1.0), UP), None, "that was another Dual");
+        desk.hear_report(NodeId(4), report(dual.epoch, dual.epoch), secs(1.0));
+        assert_eq!(desk.next(&dual, secs(1.0), UP), Some(Change::ReadNew));
+    }
+
+    #[test]
+    fn a_puller_that_is_down_failed_or_stuck_aborts_and_is_backed_off() {
+        let ring = ring_of(3, 3, 8);
+        let dual = ring.dual(&[member(4)], &BTreeSet::new()).unwrap();
+        let down: &dyn Fn(NodeId) -> Liveness = &|id| if id.0 == 4 { Liveness::Down } else { Liveness::Up };
+        let check = |desk: &mut Desk, at: f64, liveness, expected: bool| {
+            let change = desk.next(&dual, secs(at), liveness);
+            assert_eq!(matches!(change, Some(Change::Abort { blame: NodeId(4), .. })), expected, "{change:?}");
+        };
+        check(&mut Desk::new(Patience::default()), 1.0, down, true);
+        check(&mut Desk::new(Patience::default()), 29.0, UP, false);
+        check(&mut Desk::new(Patience::default()), 30.0, UP, true);
+        let mut desk = Desk::new(Patience::default());
+        desk.hear_report(NodeId(4), Report { progress: 7, installed: dual.epoch, ..Report::default() }, secs(20.0));
+        check(&mut desk, 35.0, UP, false);
+        desk.hear_report(NodeId(4), Report { failed: dual.epoch, ..Report::default() }, secs(36.0));
+        check(&mut desk, 36.0, UP, true);
+
+        desk.hear_join(member(4), secs(36.5));
+        desk.hear_join(member(5), secs(36.5));
+        desk.next(&dual.aborted(), secs(36.5), UP);
+        let Some(Change::Dual { joins, .. }) = desk.next(&dual.aborted(), secs(37.0), UP) else { panic!() };
+        assert_eq!(joins.iter().map(|m| m.id.0).collect::<Vec<_>>(), [5], "without the one to blame");
+    }
+
+    #[test]
+    fn reads_move_on_when_old_reads_are_over() {
+        let mut desk = Desk::new(Patience::default());
+        let read_new = ring_of(3, 3, 8).dual(&[member(4)], &BTreeSet::new()).unwrap().read_new();
+        desk.hear_report(NodeId(1), report(read_new.epoch, 0), secs(1.0));
+        assert_eq!(desk.next(&read_new, secs(1.0), UP), None);
+        desk.hear_report(NodeId(3), report(read_new.epoch - 1, 0), secs(1.0));
+        assert_eq!(desk.next(&read_new, secs(1.0), UP), None);
+        desk.hear_report(NodeId(2), report(read_new.epoch, 0), secs(1.0));
+        assert_eq!(desk.next(&read_new, secs(1.0), UP), Some(Change::Settle));
+    }
+
+    #[test]
+    fn a_member_that_is_down_for_long_is_removed_if_a_majority_agrees() {
+        let mut desk = Desk::new(Patience::default());
+        let ring = ring_of(4, 3, 8);
+        let down: &dyn Fn(NodeId) -> Liveness = &|id| if id.0 == 2 { Liveness::Down } else { Liveness::Up };
+        for at in [0.0, 299.0, 300.0] {
+            assert_eq!(desk.next(&ring, secs(at), down), None);
+        }
+        let change = desk.next(&ring, secs(301.0), down).unwrap();
+        assert_eq!(change.apply(&ring, &BTreeSet::new()), None);
+        let agreed = change.apply(&ring, &BTreeSet::from([NodeId(2)])).unwrap();
+        assert!(!agreed.read_new().settled().is_member(NodeId(2)));
+    }
+
+    #[test]
+    fn when_everyone_leaves_nobody_does() {
+        let (mut desk, ring) = (Desk::new(Patience::default()), ring_of(3, 3, 8));
+        let leaving = Report { leaving: true, ..report(ring.epoch, 0) };
+        desk.hear_report(NodeId(1), leaving.clone(), secs(1.0));
+        desk.hear_report(NodeId(2), leaving.clone(), secs(1.0));
+        assert!(!desk.everyone_leaves(&ring, secs(1.0), UP));
+        assert_eq!(desk.next(&ring, secs(1.0), UP), None);
+        assert!(desk.next(&ring, secs(1.5), UP).is_some());
+        desk.hear_report(NodeId(3), leaving, secs(1.6));
+        assert!(desk.everyone_leaves(&ring, secs(1.6), UP));
+        assert_eq!(desk.next(&ring, secs(2.0), UP), None);
+    }
+}

@@ -1,0 +1,646 @@
+//! The event loop that owns everything which decides: the membership, the failure detector, the
+//! gathering under way.
+//!
+//! Outputs of the membership are carried out strictly in order, and what has to be durable is so
+//! before the loop goes on: a vote is on disk before anybody hears of it, a layout before anything
+//! is answered at its epoch. Calls to other nodes run beside the loop and come back as events.
+
+use super::gossip::{Gossip, Identity, Members};
+use super::peers::{Reply, Sender};
+use super::state::{self, NodeState};
+use super::{
+    DEFAULT_REPLICAS, Departure, HoldingsSource, Location, LocationConfig, LocationError, Progress, SegmentHost, Shared,
+    Stage, discovery,
+};
+use crate::core::layout::{Kind, Layout, Member, Phase, Replicas, Standing};
+use crate::core::membership::{Membership, Message, Output};
+use crate::core::node::{Address, Liveness, Moment, NodeId, RingId};
+use crate::core::token::{Epoch, SegmentCount};
+use crate::news;
+use crate::storage::StorageError;
+use crate::wire::convert::{self, id_bytes};
+use crate::wire::location::{JoinRequest, Settings};
+use bytes::Bytes;
+use foca::Timer;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+/// How often time passes for the membership.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How often a joiner repeats its request; the claimant forgets it after six times that.
+const JOIN_AGAIN: Duration = Duration::from_millis(500);
+
+/// How often members that gossip doesn't know as alive are greeted.
+const GREET: Duration = Duration::from_secs(1);
+
+/// Events that may queue up: a burst of every member's messages. Past that, callers wait.
+const EVENTS: usize = 4096;
+
+/// What happens to an agent.
+#[derive(Debug)]
+pub enum Event {
+    /// A message of another node, which may want an answer.
+    Message(NodeId, Message, Option<oneshot::Sender<Reply>>),
+    /// Packets of the failure detector.
+    Packets(NodeId, Vec<Bytes>),
+    /// A node told its epoch.
+    Met(NodeId, Epoch),
+    /// A call to a node brought no answer.
+    Unreached(NodeId),
+    /// A timer of the failure detector ran out.
+    Timer(Timer<Identity>),
+    /// A layout is to be fetched from a node.
+    Pull(NodeId),
+    /// A layout was fetched, or chosen.
+    Layout(Arc<Layout>),
+    /// A forced removal makes this the layout of the survivors.
+    Forced(Arc<Layout>),
+    /// Gathering for the Dual of an epoch has ended.
+    Gathered(Epoch, bool),
+    /// A member is to be removed.
+    Remove(NodeId),
+    /// This node is to leave.
+    Leave,
+    /// This node is to stop.
+    Stop,
+}
+
+/// Starts a node's part in a ring: returns at once, with the handle and the task that finds a ring
+/// or resumes its membership, and then runs until this node leaves, stops or is removed.
+pub fn start(
+    address: Address,
+    config: LocationConfig,
+    state: NodeState,
+    durable: bool,
+    host: Arc<dyn SegmentHost>,
+) -> (Location, impl Future<Output = Result<Departure, LocationError>> + Send) {
+    let (events, inbox) = mpsc::channel(EVENTS);
+    let stage = if state.layout.is_some() { Stage::Member } else { Stage::Seeking(Vec::new()) };
+    let shared = Shared {
+        me: state.id,
+        address,
+        config,
+        durable,
+        layout: Default::default(),
+        layouts: watch::channel(None).0,
+        members: Default::default(),
+        stage: stage.into(),
+        progress: Default::default(),
+        holdings: HoldingsSource(host.clone()),
+        peers: Default::default(),
+        events,
+        departed: watch::channel(None).0,
+    };
+    let location = Location { shared: Arc::new(shared) };
+    let agent = run(location.clone(), state, host, inbox);
+    (location, agent)
+}
+
+async fn run(
+    location: Location,
+    state: NodeState,
+    host: Arc<dyn SegmentHost>,
+    mut inbox: mpsc::Receiver<Event>,
+) -> Result<Departure, LocationError> {
+    let result = match &state.layout {
+        Some(layout) => {
+            let layout = layout.clone();
+            news!("resuming as a member of ring {} ({} members)", layout.name, layout.members.len());
+            Agent::enter(location.clone(), state, host, layout, false).await
+        }
+        None => match enter_ring(&location, &state, &mut inbox).await? {
+            Some((layout, founded)) => Agent::enter(location.clone(), state, host, layout, founded).await,
+            None => {
+                let _nobody_waits = location.shared.departed.send_replace(Some(Departure::Stopped));
+                return Ok(Departure::Stopped);
+            }
+        },
+    };
+    let departure = result?.run(inbox).await?;
+    location.shared.departed.send_replace(Some(departure));
+    Ok(departure)
+}
+
+/// Finds a ring and is taken in, or makes one (`true`). `None`: told to stop before that.
+async fn enter_ring(
+    location: &Location,
+    state: &NodeState,
+    inbox: &mut mpsc::Receiver<Event>,
+) -> Result<Option<(Arc<Layout>, bool)>, LocationError> {
+    let left = state.left.as_ref();
+    let hints: Vec<Address> =
+        left.map(|l| l.members.iter().map(|m| m.address.clone()).collect()).unwrap_or_default();
+    if let Some(left) = left {
+        news!("this directory's node left ring {}: looking for that ring, to join it as a new node", left.name);
+    }
+    let ring_id = left.map(|left| id_bytes(left.ring.0));
+    loop {
+        let found = tokio::select! {
+            found = discovery::seek(location, ring_id.clone(), &hints) => found?,
+            () = told_to_stop(inbox) => return Ok(None),
+        };
+        let Some(members) = found else { return Ok(Some((found_ring(location), true))) };
+        let joined = tokio::select! {
+            joined = join(location, &members) => joined?,
+            () = told_to_stop(inbox) => return Ok(None),
+        };
+        if let Some(layout) = joined {
+            return Ok(Some((layout, false)));
+        }
+        // Whoever was there is gone: look again.
+        *location.shared.stage.lock().unwrap_or_else(PoisonError::into_inner) = Stage::Seeking(Vec::new());
+    }
+}
+
+async fn told_to_stop(inbox: &mut mpsc::Receiver<Event>) {
+    loop {
+        match inbox.recv().await {
+            Some(Event::Stop | Event::Leave) | None => return,
+            // Not a member yet: nothing of this concerns it.
+            Some(_) => {}
+        }
+    }
+}
+
+fn found_ring(location: &Location) -> Arc<Layout> {
+    let config = &location.shared.config;
+    Arc::new(Layout::first(
+        RingId(rand::random()),
+        config.ring_name.clone(),
+        config.kind,
+        config.replicas.unwrap_or(DEFAULT_REPLICAS),
+        config.segments.unwrap_or(SegmentCount::DEFAULT),
+        myself(location),
+    ))
+}
+
+fn myself(location: &Location) -> Member {
+    let shared = &location.shared;
+    Member {
+        id: shared.me,
+        address: shared.address.clone(),
+        zone: shared.config.zone.clone(),
+        weight: shared.config.weight,
+        durable: shared.durable,
+        standing: Standing::Joining,
+    }
+}
+
+/// Repeats the request to be taken in until the layout shows this node. `None`: nobody answers any
+/// more.
+async fn join(location: &Location, members: &[Address]) -> Result<Option<Arc<Layout>>, LocationError> {
+    let config = &location.shared.config;
+    let join = JoinRequest {
+        ring_name: config.ring_name.clone(),
+        kind: convert::kind_to(config.kind),
+        ring_id: Bytes::new(),
+        member: Some(convert::member_to(&myself(location))),
+        settings: Some(Settings {
+            replicas: config.replicas.map(convert::replicas_to),
+            segments: config.segments.map(|count| count.get() as u32),
+        }),
+    };
+    let mut said = false;
+    let mut addresses: VecDeque<Address> = members.iter().cloned().collect();
+    let mut silent = 0;
+    while silent < 2 * addresses.len() + 4 {
+        let Some(address) = addresses.front().cloned() else { break };
+        match location.shared.peers.join(&address, join.clone()).await {
+            Ok(layout) if layout.is_member(location.me()) => return Ok(Some(Arc::new(layout))),
+            Ok(layout) => {
+                silent = 0;
+                for member in &layout.members {
+                    if !addresses.contains(&member.address) {
+                        addresses.push_back(member.address.clone());
+                    }
+                }
+                if !said {
+                    said = true;
+                    news!("found ring {} of {}, asking to join", layout.name, layout.members.len());
+                }
+            }
+            Err(status) if status.code() == tonic::Code::FailedPrecondition => {
+                return Err(LocationError::Refused(status.message().to_owned()));
+            }
+            Err(status) => {
+                tracing::debug!(%address, %status, "no answer to a request to join");
+                silent += 1;
+                addresses.rotate_left(1);
+            }
+        }
+        tokio::time::sleep(JOIN_AGAIN).await;
+    }
+    Ok(None)
+}
+
+struct Agent {
+    location: Location,
+    host: Arc<dyn SegmentHost>,
+    state: NodeState,
+    membership: Membership,
+    gossip: Gossip,
+    members: Members,
+    started: Instant,
+    greeted: Instant,
+    pulling: Option<AbortHandle>,
+    gathering: Option<(Epoch, AbortHandle)>,
+    leaving_since: Option<Instant>,
+    said_phase: (Epoch, Phase),
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, StorageError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+impl Agent {
+    /// Makes this node a member of the ring of this layout, which becomes durable first.
+    async fn enter(
+        location: Location,
+        state: NodeState,
+        host: Arc<dyn SegmentHost>,
+        layout: Arc<Layout>,
+        founded: bool,
+    ) -> Result<Agent, LocationError> {
+        let (vault, saved) = (state.vault(), layout.clone());
+        blocking(move || state::save_layout(&*vault, &saved)).await?;
+        let identity = Identity::new(state.id, state.generation, location.address());
+        let patience = location.shared.config.patience;
+        let membership = Membership::new(state.id, layout.clone(), state.vote.clone(), patience);
+        let mut agent = Agent {
+            gossip: Gossip::new(identity, rand::random()),
+            membership,
+            members: Members::default(),
+            host,
+            state,
+            started: Instant::now(),
+            greeted: Instant::now() - GREET,
+            pulling: None,
+            gathering: None,
+            leaving_since: None,
+            said_phase: (layout.epoch, Phase::Stable),
+            location,
+        };
+        if founded {
+            let replicas = match layout.replicas {
+                Replicas::All => "all".to_owned(),
+                Replicas::Count(count) => count.to_string(),
+            };
+            news!("started ring {} ({replicas} replicas, {} segments)", layout.name, layout.segments.get());
+        }
+        agent.apply(layout).await?;
+        *agent.location.shared.stage.lock().unwrap_or_else(PoisonError::into_inner) = Stage::Member;
+        Ok(agent)
+    }
+
+    fn now(&self) -> Moment {
+        self.started.elapsed()
+    }
+
+    /// Drives the membership with what this node knows of the others.
+    fn decide<T>(&mut self, step: impl FnOnce(&mut Membership, Moment, &dyn Fn(NodeId) -> Liveness) -> T) -> T {
+        let (now, me, members) = (self.now(), self.state.id, &self.members);
+        step(&mut self.membership, now, &|id| if id == me { Liveness::Up } else { members.liveness(id) })
+    }
+
+    async fn run(mut self, mut inbox: mpsc::Receiver<Event>) -> Result<Departure, LocationError> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let departure = tokio::select! {
+                event = inbox.recv() => match event {
+                    Some(event) => self.on(event).await?,
+                    None => Some(Departure::Stopped),
+                },
+                _ = tick.tick() => self.tick().await?,
+            };
+            self.run_errands().await?;
+            if let Some(departure) = departure {
+                self.abort_gathering();
+                if departure == Departure::Stopped {
+                    self.gossip.farewell();
+                    self.run_errands().await?;
+                }
+                return Ok(departure);
+            }
+        }
+    }
+
+    async fn on(&mut self, event: Event) -> Result<Option<Departure>, LocationError> {
+        match event {
+            Event::Message(from, message, reply) => {
+                self.heard(from);
+                let outputs = self.decide(|m, now, view| m.handle(from, message, now, view));
+                return self.carry_out(outputs, reply.map(|reply| (from, reply))).await;
+            }
+            Event::Packets(from, packets) => {
+                self.heard(from);
+                packets.iter().for_each(|packet| self.gossip.receive(packet));
+                self.publish_members();
+            }
+            Event::Met(from, epoch) => {
+                self.heard(from);
+                let mut outputs = Vec::new();
+                self.membership.meet(from, epoch, &mut outputs);
+                return self.carry_out(outputs, None).await;
+            }
+            Event::Unreached(_) => {}
+            Event::Timer(timer) => {
+                self.gossip.timer(timer);
+                self.publish_members();
+            }
+            Event::Pull(from) => self.pull(from),
+            Event::Layout(layout) => {
+                self.pulling = None;
+                let me = self.state.id;
+                let outputs = self.decide(|m, now, view| m.handle(me, Message::Install(layout), now, view));
+                return self.carry_out(outputs, None).await;
+            }
+            Event::Forced(layout) => {
+                return self.carry_out(vec![Output::Install(layout)], None).await;
+            }
+            Event::Gathered(epoch, complete) => {
+                if self.gathering.take_if(|(of, _)| *of == epoch).is_some() {
+                    self.membership.pull_ended(epoch, complete);
+                    return self.tick().await;
+                }
+            }
+            Event::Remove(id) => self.membership.ask_removal(id),
+            Event::Leave => {
+                if self.leaving_since.is_none() {
+                    self.leaving_since = Some(Instant::now());
+                    self.membership.leave();
+                    let others = self.membership.layout().members.len() - 1;
+                    if others > 0 {
+                        news!("leaving: handing over to {others} other nodes");
+                    }
+                    return self.tick().await;
+                }
+            }
+            Event::Stop => return Ok(Some(Departure::Stopped)),
+        }
+        Ok(None)
+    }
+
+    async fn tick(&mut self) -> Result<Option<Departure>, LocationError> {
+        if let (Some((epoch, _)), Some(progress)) = (&self.gathering, &*self.location.shared.progress.load()) {
+            self.membership.pulled(*epoch, progress.steps.load(Ordering::Relaxed));
+        }
+        if self.greeted.elapsed() >= GREET {
+            self.greeted = Instant::now();
+            for member in &self.membership.layout().clone().members {
+                let known = self.members.seen.get(&member.id).is_some_and(|seen| seen.liveness != Liveness::Down);
+                if member.id != self.state.id && !known {
+                    let address = self.members.address(member.id).unwrap_or(&member.address).clone();
+                    self.gossip.greet(member.id, &address);
+                }
+            }
+        }
+        self.publish_members();
+        if let Some(since) = self.leaving_since {
+            if since.elapsed() >= self.location.shared.config.leave_timeout {
+                news!("stopping without having handed over: the ring did not take over in time; this node stays a member");
+                return Ok(Some(Departure::Stopped));
+            }
+        }
+        let outputs = self.decide(|m, now, view| m.tick(now, view));
+        self.carry_out(outputs, None).await
+    }
+
+    fn heard(&mut self, from: NodeId) {
+        // Only of members: what strangers call themselves must not fill memory.
+        if self.membership.layout().is_member(from) {
+            self.members.heard.insert(from, Instant::now());
+        }
+    }
+
+    fn publish_members(&mut self) {
+        self.members.seen = self.gossip.seen();
+        self.location.shared.members.store(Arc::new(self.members.clone()));
+    }
+
+    /// Carries out what the membership wants, in order. `reply` is the call that is waiting for the
+    /// answer to its message.
+    async fn carry_out(
+        &mut self,
+        outputs: Vec<Output>,
+        mut reply: Option<(NodeId, oneshot::Sender<Reply>)>,
+    ) -> Result<Option<Departure>, LocationError> {
+        let mut departure = None;
+        for output in outputs {
+            match output {
+                Output::Persist => {
+                    let (vault, vote) = (self.state.vault(), self.membership.vote().clone());
+                    let target = self.membership.layout().epoch + 1;
+                    blocking(move || state::save_vote(&*vault, target, &vote)).await?;
+                }
+                Output::Send(to, message) => {
+                    let answers = matches!(
+                        message,
+                        Message::Promise { .. } | Message::Accepted { .. } | Message::Refused { .. }
+                    );
+                    match reply.take_if(|(from, _)| answers && *from == to) {
+                        Some((_, reply)) => {
+                            let epoch = self.membership.layout().epoch;
+                            let _caller_gone = reply.send(Reply { message: Some(message), epoch });
+                        }
+                        None => self.send(to, message),
+                    }
+                }
+                Output::Install(layout) => {
+                    if self.install(layout).await? {
+                        departure = self.departure().await?;
+                    }
+                }
+                Output::Pull(from) => self.pull(from),
+                Output::AllStop => {
+                    news!("all nodes stop at once: nothing is handed over, and all stay members");
+                    departure = Some(Departure::Stopped);
+                }
+                Output::GaveUp(id, why) => {
+                    news!("the change of the ring is put off: {} {why}", self.name_of(id));
+                }
+            }
+        }
+        if let Some((_, reply)) = reply {
+            let _caller_gone = reply.send(Reply { message: None, epoch: self.membership.layout().epoch });
+        }
+        Ok(departure)
+    }
+
+    fn name_of(&self, id: NodeId) -> String {
+        match self.location.address_of(id) {
+            Some(address) => format!("node {id:.8} at {address}"),
+            None => format!("node {id:.8}"),
+        }
+    }
+
+    fn sender(&self) -> Sender {
+        let layout = self.membership.layout();
+        Sender { me: self.state.id, ring: layout.ring, epoch: layout.epoch }
+    }
+
+    fn send(&self, to: NodeId, message: Message) {
+        let Some(address) = self.location.address_of(to) else { return };
+        let (location, sender) = (self.location.clone(), self.sender());
+        tokio::spawn(async move {
+            let event = match location.shared.peers.send(&address, sender, message).await {
+                Ok(Reply { message: Some(message), .. }) => Event::Message(to, message, None),
+                Ok(Reply { message: None, epoch }) => Event::Met(to, epoch),
+                Err(status) => {
+                    tracing::debug!(%address, %status, "a call about membership failed");
+                    Event::Unreached(to)
+                }
+            };
+            let _agent_gone = location.shared.events.send(event).await;
+        });
+    }
+
+    /// One fetch at a time: whoever is behind by many epochs gets the newest at once.
+    fn pull(&mut self, from: NodeId) {
+        if self.pulling.as_ref().is_some_and(|pull| !pull.is_finished()) {
+            return;
+        }
+        let Some(address) = self.location.address_of(from) else { return };
+        let (location, ring) = (self.location.clone(), self.membership.layout().ring);
+        let pull = tokio::spawn(async move {
+            match location.shared.peers.pull_layout(&address, ring).await {
+                Ok(layout) => _ = location.shared.events.send(Event::Layout(Arc::new(layout))).await,
+                Err(status) => tracing::debug!(%address, %status, "a layout could not be fetched"),
+            }
+        });
+        self.pulling = Some(pull.abort_handle());
+    }
+
+    /// Installs a newer layout: durable, then fenced, then known. `false` if it isn't newer.
+    async fn install(&mut self, layout: Arc<Layout>) -> Result<bool, LocationError> {
+        let old = self.membership.layout().clone();
+        if layout.epoch <= old.epoch {
+            return Ok(false);
+        }
+        let (vault, saved) = (self.state.vault(), layout.clone());
+        blocking(move || state::save_layout(&*vault, &saved)).await?;
+        self.apply(layout.clone()).await?;
+        let now = self.now();
+        self.membership.installed(layout.clone(), now);
+        self.say(&old, &layout);
+        Ok(true)
+    }
+
+    /// Fences, publishes, and starts gathering: the layout is durable already.
+    async fn apply(&mut self, layout: Arc<Layout>) -> Result<(), LocationError> {
+        self.abort_gathering();
+        let (host, installed) = (self.host.clone(), layout.clone());
+        blocking(move || host.install(installed)).await?;
+        let now = Instant::now();
+        for id in layout.ids() {
+            self.members.expected.entry(id).or_insert(now);
+        }
+        self.members.expected.retain(|id, _| layout.is_member(*id));
+        self.members.heard.retain(|id, _| layout.is_member(*id));
+        self.publish_members();
+        self.location.shared.layout.store(Some(layout.clone()));
+        self.location.shared.layouts.send_replace(Some(layout.clone()));
+
+        let me = self.state.id;
+        let leaving = layout.member(me).is_some_and(|m| m.standing == Standing::Leaving);
+        if layout.phase == Phase::Dual && (leaving || layout.all_pullers().contains(&me)) {
+            let progress = Arc::new(Progress::default());
+            self.location.shared.progress.store(Some(progress.clone()));
+            let gathering = self.host.gather(self.location.clone(), layout.clone(), progress);
+            let (events, epoch) = (self.location.shared.events.clone(), layout.epoch);
+            let task = tokio::spawn(async move {
+                let complete = gathering.await;
+                let _agent_gone = events.send(Event::Gathered(epoch, complete)).await;
+            });
+            self.gathering = Some((epoch, task.abort_handle()));
+        }
+        Ok(())
+    }
+
+    fn abort_gathering(&mut self) {
+        if let Some((_, task)) = self.gathering.take() {
+            task.abort();
+        }
+        self.location.shared.progress.store(None);
+    }
+
+    /// Whether the installed layout ends this node's part in the ring.
+    async fn departure(&mut self) -> Result<Option<Departure>, LocationError> {
+        if self.membership.is_member() {
+            return Ok(None);
+        }
+        let (vault, last) = (self.state.vault(), self.membership.layout().clone());
+        blocking(move || state::save_departure(&*vault, &last)).await?;
+        Ok(Some(if self.leaving_since.is_some() { Departure::Left } else { Departure::Removed }))
+    }
+
+    /// Tells a person what has changed.
+    fn say(&mut self, old: &Layout, new: &Layout) {
+        let me = self.state.id;
+        let before: BTreeSet<NodeId> = old.ids().collect();
+        let after: BTreeSet<NodeId> = new.ids().collect();
+        if new.phase != Phase::Stable {
+            return tracing::debug!(epoch = new.epoch, phase = new.phase.name(), "the ring changes");
+        }
+        let was_joining = old.member(me).is_some_and(|m| m.standing == Standing::Joining);
+        if was_joining && after.contains(&me) {
+            return news!("joined ring {} of {}", new.name, after.len());
+        }
+        let joined: Vec<NodeId> =
+            old.members.iter().filter(|m| m.standing == Standing::Joining && after.contains(&m.id)).map(|m| m.id).collect();
+        for id in joined.iter().chain(after.difference(&before)) {
+            news!("{} joined: ring of {}", self.name_of(*id), after.len());
+        }
+        for member in old.members.iter().filter(|m| !after.contains(&m.id) && m.standing != Standing::Joining) {
+            if member.id != me {
+                news!("node {:.8} at {} left: ring of {}", member.id, member.address, after.len());
+            }
+        }
+        self.said_phase = (new.epoch, new.phase);
+    }
+
+    async fn run_errands(&mut self) -> Result<(), LocationError> {
+        let errands = self.gossip.errands();
+        if let Some(generation) = errands.renewed {
+            let mut state = self.state.clone();
+            blocking(move || state.raise_generation(generation)).await?;
+            self.state.generation = generation;
+        }
+        for (after, timer) in errands.timers {
+            let events = self.location.shared.events.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(after).await;
+                let _agent_gone = events.send(Event::Timer(timer)).await;
+            });
+        }
+        let sender = self.sender();
+        for (to, address, packet) in errands.packets {
+            let location = self.location.clone();
+            tokio::spawn(async move {
+                if let Ok(epoch) = location.shared.peers.gossip(&address, sender, vec![packet]).await {
+                    let _agent_gone = location.shared.events.send(Event::Met(to, epoch)).await;
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Whether a ring of this kind has anything to gather.
+pub(super) fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Location => "location",
+        Kind::Store => "store",
+    }
+}

@@ -1,0 +1,263 @@
+//! Finding a ring, or finding that there is none.
+//!
+//! A node binds, serves, and only then looks, so that of any two that start at once at least one
+//! sees the other. A seeker makes a ring only if it met no member, no lower seeker, and no lower
+//! seeker met *it*: of all that seek at once, exactly the one with the lowest address does.
+
+use super::{Location, LocationError, Stage};
+use crate::core::layout::Kind;
+use crate::core::node::Address;
+use crate::news;
+use crate::wire::channel;
+use crate::wire::convert;
+use crate::wire::location::{self as pb, ProbeRequest, ProbeResponse};
+use bytes::Bytes;
+use std::sync::PoisonError;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often a seeker that has to wait for another looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// For how long a probe by another seeker counts: some of its rounds.
+const SEEKER_FORGET: Duration = Duration::from_secs(3);
+
+/// After how long, and then how often, a person is told what the node waits for.
+const SAY_EVERY: Duration = Duration::from_secs(5);
+
+/// What a look around comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Members of the ring: ask one of them to be taken in.
+    Ring(Vec<Address>),
+    /// Nobody: make a ring.
+    Nobody,
+    /// Somebody who will make a ring, or is being taken in.
+    Wait(String),
+}
+
+/// Seekers are ordered by host, then by port as a number.
+fn rank(address: &Address) -> (String, u16) {
+    let text = address.as_str();
+    (text.rsplit_once(':').map_or(text, |(host, _)| host).to_owned(), address.port())
+}
+
+/// Who is looking, and how.
+#[derive(Debug)]
+pub struct Seeker<'a> {
+    /// Where it listens.
+    pub me: &'a Address,
+    /// The ring's name.
+    pub ring_name: &'a str,
+    /// Its kind.
+    pub kind: Kind,
+    /// The ring's id, where it is known: then no other will do, and none is made.
+    pub ring_id: Option<Bytes>,
+    /// Other seekers that probed it lately.
+    pub probed_by: Vec<Address>,
+    /// How many nodes it was told to ask; 0 = it scans.
+    pub told: usize,
+}
+
+/// Decides by the answers to one round of probes.
+pub fn decide(seeker: &Seeker, answers: &[ProbeResponse]) -> Result<Found, LocationError> {
+    let ours = |a: &&ProbeResponse| a.ring_name == seeker.ring_name && a.kind == convert::kind_to(seeker.kind);
+    let answers: Vec<(&ProbeResponse, Address)> =
+        answers.iter().filter(ours).filter_map(|a| Some((a, a.address.parse().ok()?))).collect();
+    let of_stage = |stage| answers.iter().filter(move |(a, _)| a.stage() == stage);
+    let members: Vec<_> = of_stage(pb::Stage::Member)
+        .filter(|(a, _)| seeker.ring_id.as_ref().is_none_or(|id| *id == a.ring_id))
+        .collect();
+    if let Some((first, at)) = members.first() {
+        if let Some((second, other)) = members.iter().find(|(a, _)| a.ring_id != first.ring_id) {
+            let hex = |id: &[u8]| convert::ring_id(id).map(|id| format!("{id:.8}")).unwrap_or_default();
+            return Err(LocationError::TwoRings {
+                name: seeker.ring_name.to_owned(),
+                first: at.clone(),
+                first_id: hex(&first.ring_id),
+                second: other.clone(),
+                second_id: hex(&second.ring_id),
+            });
+        }
+        return Ok(Found::Ring(members.iter().map(|(_, at)| at.clone()).collect()));
+    }
+    if seeker.ring_id.is_some() {
+        return Ok(Found::Wait(format!("the members of ring {}, which this node left", seeker.ring_name)));
+    }
+    if let Some((_, at)) = of_stage(pb::Stage::Waiting).next() {
+        return Ok(Found::Wait(format!("the node at {at}, which is being taken in")));
+    }
+    let seekers: Vec<&Address> = of_stage(pb::Stage::Seeking).map(|(_, at)| at).filter(|at| *at != seeker.me).collect();
+    let lower = seekers.iter().copied().chain(&seeker.probed_by).find(|at| rank(at) < rank(seeker.me));
+    if let Some(at) = lower {
+        return Ok(Found::Wait(format!("the node at {at}, which starts the ring")));
+    }
+    // Told to ask certain nodes: a ring is made only if all of them seek, too, and ask this one.
+    let listed = seekers.iter().filter(|at| seeker.probed_by.contains(at)).count();
+    if listed < seeker.told {
+        return Ok(Found::Wait("the nodes given with --peer".into()));
+    }
+    Ok(Found::Nobody)
+}
+
+/// Looks until there is a ring to join, or one to be made (`None`).
+pub(super) async fn seek(location: &Location, ring_id: Option<Bytes>, hints: &[Address]) -> Result<Option<Vec<Address>>, LocationError> {
+    let shared = &location.shared;
+    let config = &shared.config;
+    if config.bootstrap {
+        return Ok(None);
+    }
+    let mut said = Instant::now();
+    loop {
+        let request = ProbeRequest {
+            ring_name: config.ring_name.clone(),
+            kind: convert::kind_to(config.kind),
+            seeker_address: if ring_id.is_none() { shared.address.to_string() } else { String::new() },
+        };
+        let told: Vec<&Address> = config.peers.iter().chain(hints).collect();
+        let probes = told.iter().map(|address| channel::probe(address, request.clone()));
+        let mut answers: Vec<ProbeResponse> =
+            futures_util::future::join_all(probes).await.into_iter().filter_map(Result::ok).collect();
+        if config.peers.is_empty() {
+            let seeker = ring_id.is_none().then_some(&shared.address);
+            answers.extend(channel::scan_loopback(config.kind, &config.ring_name, seeker).await);
+        }
+        stranger(location, &answers)?;
+        // From here to the change of stage nothing may come between: a lower seeker either is
+        // noted before, or finds a member.
+        let found = {
+            let mut stage = shared.stage.lock().unwrap_or_else(PoisonError::into_inner);
+            let probed_by = match &mut *stage {
+                Stage::Seeking(by) => {
+                    by.retain(|(_, at)| at.elapsed() < SEEKER_FORGET);
+                    by.iter().map(|(address, _)| address.clone()).collect()
+                }
+                Stage::Waiting | Stage::Member => Vec::new(),
+            };
+            let told = config.peers.len();
+            let seeker = Seeker {
+                me: &shared.address,
+                ring_name: &config.ring_name,
+                kind: config.kind,
+                ring_id: ring_id.clone(),
+                probed_by,
+                told,
+            };
+            let found = decide(&seeker, &answers)?;
+            match found {
+                Found::Nobody => *stage = Stage::Member,
+                Found::Ring(_) => *stage = Stage::Waiting,
+                Found::Wait(_) => {}
+            }
+            found
+        };
+        match found {
+            Found::Nobody => return Ok(None),
+            Found::Ring(members) => return Ok(Some(members)),
+            Found::Wait(whom) => {
+                if said.elapsed() >= SAY_EVERY {
+                    said = Instant::now();
+                    news!("waiting for {whom}");
+                }
+            }
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// A node that was named with --peer and is of another ring is a mistake to be told, not waited out.
+fn stranger(location: &Location, answers: &[ProbeResponse]) -> Result<(), LocationError> {
+    let config = &location.shared.config;
+    let Some(answer) = answers.iter().find(|a| config.peers.iter().any(|peer| peer.as_str() == a.address)) else {
+        return Ok(());
+    };
+    let member = answer.stage() == pb::Stage::Member;
+    if member && answer.kind != convert::kind_to(config.kind) {
+        return Err(LocationError::Refused(format!(
+            "the node at {} is of another kind: location nodes and store nodes are never in one ring",
+            answer.address
+        )));
+    }
+    if member && answer.ring_name != config.ring_name {
+        return Err(LocationError::Refused(format!(
+            "the node at {} is in ring {:?}, not {:?}: give --ring {:?} to join it",
+            answer.address, answer.ring_name, config.ring_name, answer.ring_name
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(port: u16) -> Address {
+        format!("127.0.0.1:{port}").parse().unwrap()
+    }
+
+    fn answer(port: u16, stage: pb::Stage, ring: u8) -> ProbeResponse {
+        ProbeResponse {
+            ring_name: "r".into(),
+            kind: convert::kind_to(Kind::Store),
+            stage: stage.into(),
+            ring_id: Bytes::from(vec![ring; 16]),
+            address: at(port).to_string(),
+            ..ProbeResponse::default()
+        }
+    }
+
+    fn decided(answers: &[ProbeResponse], probed_by: &[u16], told: usize) -> Result<Found, LocationError> {
+        let me = at(9910);
+        let probed_by = probed_by.iter().map(|port| at(*port)).collect();
+        decide(&Seeker { me: &me, ring_name: "r", kind: Kind::Store, ring_id: None, probed_by, told }, answers)
+    }
+
+    fn waits(found: Result<Found, LocationError>) -> bool {
+        matches!(found, Ok(Found::Wait(_)))
+    }
+
+    use pb::Stage::{Member, Seeking, Waiting};
+
+    #[test]
+    fn a_member_is_joined_and_nobody_means_a_new_ring() {
+        assert_eq!(decided(&[], &[], 0).unwrap(), Found::Nobody);
+        let members = decided(&[answer(9900, Seeking, 0), answer(9920, Member, 1)], &[], 0);
+        assert_eq!(members.unwrap(), Found::Ring(vec![at(9920)]));
+        let others = ProbeResponse { ring_name: "other".into(), ..answer(9901, Member, 1) };
+        assert_eq!(decided(&[others], &[], 0).unwrap(), Found::Nobody);
+    }
+
+    #[test]
+    fn of_seekers_the_lowest_makes_the_ring() {
+        assert!(waits(decided(&[answer(9909, Seeking, 0)], &[], 0)));
+        assert_eq!(decided(&[answer(9911, Seeking, 0), answer(9910, Seeking, 0)], &[], 0).unwrap(), Found::Nobody);
+        assert!(waits(decided(&[], &[9900], 0)), "a lower one has met this one");
+        assert_eq!(decided(&[], &[9911, 10000], 0).unwrap(), Found::Nobody);
+        assert!(waits(decided(&[answer(9999, Waiting, 0)], &[], 0)));
+    }
+
+    #[test]
+    fn who_was_told_to_ask_certain_nodes_waits_for_them() {
+        assert!(waits(decided(&[], &[], 1)));
+        assert!(waits(decided(&[answer(9911, Seeking, 0)], &[], 1)), "it doesn't ask back");
+        assert_eq!(decided(&[answer(9911, Seeking, 0)], &[9911], 1).unwrap(), Found::Nobody);
+        assert!(waits(decided(&[answer(9905, Seeking, 0)], &[9905], 1)));
+    }
+
+    #[test]
+    fn two_rings_of_one_name_are_refused_by_both_names() {
+        let error = decided(&[answer(9900, Member, 1), answer(9901, Member, 2)], &[], 0).unwrap_err().to_string();
+        assert!(error.contains("127.0.0.1:9900") && error.contains("127.0.0.1:9901"), "{error}");
+    }
+
+    #[test]
+    fn who_left_a_ring_waits_for_that_one() {
+        let me = at(9910);
+        let id = Some(Bytes::from(vec![5; 16]));
+        let seeker =
+            Seeker { me: &me, ring_name: "r", kind: Kind::Store, ring_id: id, probed_by: Vec::new(), told: 0 };
+        assert!(waits(decide(&seeker, &[])));
+        assert!(waits(decide(&seeker, &[answer(9900, Member, 4)])));
+        assert_eq!(decide(&seeker, &[answer(9900, Member, 5)]).unwrap(), Found::Ring(vec![at(9900)]));
+    }
+}

@@ -1,0 +1,314 @@
+//! The location service: who is in the ring, and who owns this key.
+//!
+//! An async shell around the core's [`Membership`](crate::core::membership): it moves its messages
+//! over gRPC, makes its votes and layouts durable, and feeds it what gossip says of the members.
+//! It knows nothing of keys' values. Whoever has something to hand over when segments change owner
+//! says how as a [`SegmentHost`]; a program that only wants to know who owns what uses
+//! [`NoSegments`] and watches [`Location::watch`].
+//!
+//! One task, the [`agent`], owns all state that decides; [`Location`] is the cheap handle to it.
+//! What requests need on their way (the layout, who is alive) is published in swapped pointers and
+//! read without a lock.
+//!
+//! - [`state`]: what a node must remember, on disk or not
+//! - [`peers`]: calls to other nodes
+//! - [`gossip`]: SWIM by the `foca` crate, and the [`Members`](gossip::Members) it sees
+//! - [`discovery`]: finding a ring, or that there is none
+//! - [`agent`]: the event loop
+//! - [`service`]: the gRPC services
+
+pub mod agent;
+pub mod discovery;
+pub mod gossip;
+pub mod peers;
+pub mod service;
+pub mod state;
+
+use crate::core::layout::{Kind, Layout, Replicas};
+use crate::core::node::{Address, Liveness, NodeId};
+use crate::core::token::{Epoch, SegmentCount};
+use crate::core::transition::Patience;
+use crate::storage::StorageError;
+use crate::wire::convert::Malformed;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use gossip::Members;
+use peers::Peers;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+/// Says something that a person who watches the server wants to know, in one line.
+#[macro_export]
+macro_rules! news {
+    ($($what:tt)*) => { tracing::info!(target: "thrifty::news", $($what)*) };
+}
+
+/// How a node takes part in a ring.
+#[derive(Clone, Debug)]
+pub struct LocationConfig {
+    /// The ring to find or make. Nodes of other names are strangers.
+    pub ring_name: String,
+    /// What its members are; kinds never mix.
+    pub kind: Kind,
+    /// Owners per segment: more survive more failures and cost more writes. Counts when the ring
+    /// is made; a ring that has others refuses this node. `None`: what the ring has, or 3.
+    pub replicas: Option<Replicas>,
+    /// Number of segments: more spread finer over many nodes and make a bigger table. Counts when
+    /// the ring is made. `None`: what the ring has, or 1024.
+    pub segments: Option<SegmentCount>,
+    /// Owners of a segment are spread over distinct zones while there are enough.
+    pub zone: String,
+    /// This node's share of the segments, relative to the others'.
+    pub weight: u32,
+    /// Nodes to ask, instead of scanning the loopback ports.
+    pub peers: Vec<Address>,
+    /// Make a new ring at once, alone.
+    pub bootstrap: bool,
+    /// How patient the ring is with its members.
+    pub patience: Patience,
+    /// How long a leaver waits for its segments to be taken over before it goes all the same.
+    pub leave_timeout: Duration,
+}
+
+impl Default for LocationConfig {
+    fn default() -> Self {
+        LocationConfig {
+            ring_name: "thrifty".into(),
+            kind: Kind::Location,
+            replicas: None,
+            segments: None,
+            zone: String::new(),
+            weight: 1,
+            peers: Vec::new(),
+            bootstrap: false,
+            patience: Patience::default(),
+            leave_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Owners per segment of a ring whose founder asked for nothing else: the least number that
+/// survives one failure without losing its majority.
+pub const DEFAULT_REPLICAS: Replicas = Replicas::Count(3);
+
+/// What went wrong for good: the node can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LocationError {
+    /// Two rings bear the name that this node looks for. Nothing was changed.
+    #[error(
+        "two rings named {name:?} answer: {first} (id {first_id}) and {second} (id {second_id}); rings never merge: \
+         choose one with --peer, or give one another name with --ring"
+    )]
+    TwoRings {
+        /// The name.
+        name: String,
+        /// A member of the one.
+        first: Address,
+        /// Its id.
+        first_id: String,
+        /// A member of the other.
+        second: Address,
+        /// Its id.
+        second_id: String,
+    },
+    /// The ring refuses this node, and says why. Nothing was changed.
+    #[error("{0}")]
+    Refused(String),
+    /// The node's own state can't be written or read. It must stop: what it says can't be relied on.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The node's own state is not what this program wrote.
+    #[error("the state in the data directory is damaged ({0}): move the directory away and start afresh")]
+    Damaged(#[from] Malformed),
+}
+
+/// Why a node's part in the ring ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Departure {
+    /// It handed everything over and is no member any more.
+    Left,
+    /// It was removed while it was away, and has to start over as a new node.
+    Removed,
+    /// It stops and remains a member.
+    Stopped,
+}
+
+/// How far a gathering has got; shared with the agent.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Segments done.
+    pub done: AtomicU64,
+    /// Segments to do.
+    pub total: AtomicU64,
+    /// Grows with every page, so that slow is not taken for stuck.
+    pub steps: AtomicU64,
+}
+
+impl Progress {
+    /// One more page.
+    pub fn step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A future in a box.
+pub type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What a host holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// Keys.
+    pub keys: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+}
+
+/// Whoever keeps something for segments, and hands it over when they change owner.
+pub trait SegmentHost: Send + Sync + 'static {
+    /// The layout is durable. From its return on, nothing of an older epoch may be served. May
+    /// block. An error ends the node.
+    fn install(&self, layout: Arc<Layout>) -> Result<(), StorageError>;
+
+    /// In a Dual: gathers what this node must from the old owners, durably; or, as a leaver, offers
+    /// what only it holds. Dropped as soon as another layout is installed. `false`: it couldn't.
+    fn gather(&self, location: Location, layout: Arc<Layout>, progress: Arc<Progress>) -> Boxed<bool>;
+
+    /// What this node holds, if that means anything.
+    fn holdings(&self) -> Option<Holdings>;
+}
+
+/// Nothing is kept for segments.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoSegments;
+
+impl SegmentHost for NoSegments {
+    fn install(&self, _: Arc<Layout>) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    fn gather(&self, _: Location, _: Arc<Layout>, _: Arc<Progress>) -> Boxed<bool> {
+        Box::pin(std::future::ready(true))
+    }
+
+    fn holdings(&self) -> Option<Holdings> {
+        None
+    }
+}
+
+/// Where a node is on its way into a ring, for those that probe it.
+#[derive(Debug, Clone)]
+enum Stage {
+    /// It looks for a ring. Others that do so, too, have probed it at these times.
+    Seeking(Vec<(Address, Instant)>),
+    /// It waits to be taken in.
+    Waiting,
+    /// It is a member.
+    Member,
+}
+
+#[derive(Debug)]
+struct Shared {
+    me: NodeId,
+    address: Address,
+    config: LocationConfig,
+    durable: bool,
+    layout: ArcSwapOption<Layout>,
+    layouts: watch::Sender<Option<Arc<Layout>>>,
+    members: ArcSwap<Members>,
+    stage: Mutex<Stage>,
+    progress: ArcSwapOption<Progress>,
+    holdings: HoldingsSource,
+    peers: Peers,
+    events: mpsc::Sender<agent::Event>,
+    departed: watch::Sender<Option<Departure>>,
+}
+
+struct HoldingsSource(Arc<dyn SegmentHost>);
+
+impl std::fmt::Debug for HoldingsSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SegmentHost")
+    }
+}
+
+/// The handle to a node's part in a ring. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Location {
+    shared: Arc<Shared>,
+}
+
+impl Location {
+    /// This node's id.
+    pub fn me(&self) -> NodeId {
+        self.shared.me
+    }
+
+    /// Where this node listens.
+    pub fn address(&self) -> &Address {
+        &self.shared.address
+    }
+
+    /// The installed layout; `None` until this node is part of a ring.
+    pub fn layout(&self) -> Option<Arc<Layout>> {
+        self.shared.layout.load_full()
+    }
+
+    /// The layout now, and each one that follows.
+    pub fn watch(&self) -> watch::Receiver<Option<Arc<Layout>>> {
+        self.shared.layouts.subscribe()
+    }
+
+    /// What gossip says of a node. One that was never heard of counts as up until there was time
+    /// to hear of it.
+    pub fn liveness(&self, id: NodeId) -> Liveness {
+        if id == self.shared.me { Liveness::Up } else { self.shared.members.load().liveness(id) }
+    }
+
+    /// Where a node can be reached: what it last said itself, or else what the layout says.
+    pub fn address_of(&self, id: NodeId) -> Option<Address> {
+        if let Some(address) = self.shared.members.load().address(id) {
+            return Some(address.clone());
+        }
+        self.layout()?.member(id).map(|member| member.address.clone())
+    }
+
+    /// Calls to other nodes.
+    pub fn peers(&self) -> &Peers {
+        &self.shared.peers
+    }
+
+    /// Fetches the layout of at least this epoch from a node that has it, and waits until it is
+    /// installed here. `None` if that took too long.
+    pub async fn catch_up(&self, from: NodeId, epoch: Epoch, deadline: Instant) -> Option<Arc<Layout>> {
+        let mut layouts = self.watch();
+        if self.layout().is_none_or(|layout| layout.epoch < epoch) {
+            self.shared.events.send(agent::Event::Pull(from)).await.ok()?;
+        }
+        let there = layouts.wait_for(|layout| layout.as_ref().is_some_and(|l| l.epoch >= epoch));
+        tokio::time::timeout_at(deadline, there).await.ok()?.ok()?.clone()
+    }
+
+    /// Asks the ring to let this node go. It goes on until its segments are taken over; see
+    /// [`Location::departed`].
+    pub async fn leave(&self) {
+        let _gone_if_closed = self.shared.events.send(agent::Event::Leave).await;
+    }
+
+    /// Stops this node's part in the ring; it remains a member.
+    pub async fn stop(&self) {
+        let _gone_if_closed = self.shared.events.send(agent::Event::Stop).await;
+    }
+
+    /// Waits until this node's part in the ring has ended.
+    pub async fn departed(&self) -> Departure {
+        let mut departed = self.shared.departed.subscribe();
+        match departed.wait_for(Option::is_some).await {
+            Ok(departure) => departure.unwrap_or(Departure::Stopped),
+            Err(_) => Departure::Stopped,
+        }
+    }
+}

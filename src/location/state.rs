@@ -1,0 +1,183 @@
+//! What a node must remember to keep its promises: who it is, the layout it has installed, what it
+//! voted, and how far its clock may have run.
+//!
+//! Four small blobs, each replaced as a whole and durable on return. A node without a disk keeps
+//! them in memory and so starts under a new id: nothing that it forgot can be held against it.
+
+use super::LocationError;
+use crate::core::ballot::Vote;
+use crate::core::clock::Stamp;
+use crate::core::layout::{Kind, Layout};
+use crate::core::node::{Generation, NodeId};
+use crate::storage::StorageError;
+use crate::storage::vault::Vault;
+use crate::wire::convert::{self, Malformed};
+use std::sync::Arc;
+
+const IDENTITY: &str = "identity";
+const LAYOUT: &str = "layout";
+const VOTE: &str = "vote";
+const CLOCK: &str = "clock";
+const LEFT: &str = "left";
+
+/// See the module's documentation.
+#[derive(Clone)]
+pub struct NodeState {
+    vault: Arc<dyn Vault>,
+    /// Who this is.
+    pub id: NodeId,
+    /// Which of its lives.
+    pub generation: Generation,
+    /// The layout it has installed.
+    pub layout: Option<Arc<Layout>>,
+    /// The last layout of a ring that it left, in which to look for that ring.
+    pub left: Option<Arc<Layout>>,
+    /// What it voted about the epoch after the installed one.
+    pub vote: Vote<Arc<Layout>>,
+    /// Its clock was never ahead of this.
+    pub clock_mark: Stamp,
+}
+
+impl std::fmt::Debug for NodeState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeState").field("id", &self.id).field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+/// What a directory remembers, without waking the node that it belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Memory {
+    /// Nothing yet.
+    Fresh,
+    /// A member of a ring of this kind.
+    Member(Kind),
+    /// It left a ring of this kind.
+    Left(Kind),
+}
+
+fn load_layout(vault: &dyn Vault, name: &str) -> Result<Option<Arc<Layout>>, LocationError> {
+    let Some(bytes) = vault.load(name)? else { return Ok(None) };
+    Ok(Some(Arc::new(convert::layout_from_bytes(&bytes)?)))
+}
+
+/// Looks at what a directory remembers; changes nothing.
+pub fn peek(vault: &dyn Vault) -> Result<(Memory, Option<String>), LocationError> {
+    Ok(match (load_layout(vault, LAYOUT)?, load_layout(vault, LEFT)?) {
+        (Some(layout), _) => (Memory::Member(layout.kind), Some(layout.name.clone())),
+        (None, Some(layout)) => (Memory::Left(layout.kind), Some(layout.name.clone())),
+        (None, None) => (Memory::Fresh, None),
+    })
+}
+
+impl NodeState {
+    /// Wakes the node that the vault belongs to, or makes a new one: the generation is raised, and
+    /// durable on return. A node that left its ring starts under a new id.
+    pub fn open(vault: Arc<dyn Vault>) -> Result<Self, LocationError> {
+        let layout = load_layout(&*vault, LAYOUT)?;
+        let left = load_layout(&*vault, LEFT)?;
+        let identity = match vault.load(IDENTITY)? {
+            Some(bytes) => Some(parse_identity(&bytes).ok_or(Malformed::Range("the node's identity"))?),
+            None => None,
+        };
+        let (id, generation) = match identity {
+            Some((id, generation)) if layout.is_some() => (id, generation + 1),
+            _ => (NodeId(rand::random()), 1),
+        };
+        let vote = match (&layout, vault.load(VOTE)?) {
+            (Some(layout), Some(bytes)) => {
+                let (target, vote) = convert::vote_from_bytes(&bytes)?;
+                if target == layout.epoch + 1 { vote } else { Vote::default() }
+            }
+            _ => Vote::default(),
+        };
+        let clock_mark = match vault.load(CLOCK)? {
+            Some(bytes) => bytes.try_into().map(Stamp::from_be_bytes).map_err(|_| Malformed::Range("the clock's mark"))?,
+            None => 0,
+        };
+        let mut state = NodeState { vault, id, generation, layout, left, vote, clock_mark };
+        state.save_identity()?;
+        state.left = state.left.filter(|_| state.layout.is_none());
+        Ok(state)
+    }
+
+    /// Whether it survives a restart.
+    pub fn vault(&self) -> Arc<dyn Vault> {
+        self.vault.clone()
+    }
+
+    fn save_identity(&self) -> Result<(), StorageError> {
+        self.vault.save(IDENTITY, format!("{} {}\n", self.id, self.generation).as_bytes())
+    }
+
+    /// Raises the generation: this node was declared down and isn't.
+    pub fn raise_generation(&mut self, to: Generation) -> Result<(), StorageError> {
+        self.generation = self.generation.max(to);
+        self.save_identity()
+    }
+}
+
+fn parse_identity(bytes: &[u8]) -> Option<(NodeId, Generation)> {
+    let (id, generation) = std::str::from_utf8(bytes).ok()?.trim_end().split_once(' ')?;
+    Some((id.parse().ok()?, generation.parse().ok()?))
+}
+
+/// Makes a layout the installed one.
+pub fn save_layout(vault: &dyn Vault, layout: &Layout) -> Result<(), StorageError> {
+    vault.save(LAYOUT, &convert::layout_bytes(layout))
+}
+
+/// Remembers what was voted about the epoch `target`.
+pub fn save_vote(vault: &dyn Vault, target: u64, vote: &Vote<Arc<Layout>>) -> Result<(), StorageError> {
+    vault.save(VOTE, &convert::vote_bytes(target, vote))
+}
+
+/// Remembers that the clock may have run up to here.
+pub fn save_clock(vault: &dyn Vault, mark: Stamp) -> Result<(), StorageError> {
+    vault.save(CLOCK, &mark.to_be_bytes())
+}
+
+/// Remembers that this node left its ring, and where the ring was then.
+pub fn save_departure(vault: &dyn Vault, last: &Layout) -> Result<(), StorageError> {
+    vault.save(LEFT, &convert::layout_bytes(last))?;
+    vault.remove(VOTE)?;
+    vault.remove(LAYOUT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ballot::Ballot;
+    use crate::core::layout::tests::ring_of;
+    use crate::storage::vault::MemoryVault;
+
+    #[test]
+    fn a_member_wakes_as_itself_with_a_higher_generation() {
+        let vault: Arc<dyn Vault> = Arc::new(MemoryVault::new());
+        let first = NodeState::open(vault.clone()).unwrap();
+        let layout = ring_of(3, 3, 8);
+        let vote = Vote { promised: Ballot::new(3, first.id), accepted: None };
+        save_layout(&*vault, &layout).unwrap();
+        save_vote(&*vault, layout.epoch + 1, &vote).unwrap();
+        save_clock(&*vault, 77).unwrap();
+        let again = NodeState::open(vault.clone()).unwrap();
+        assert_eq!((again.id, again.generation), (first.id, first.generation + 1));
+        assert_eq!((again.vote, again.clock_mark), (vote, 77));
+        assert_eq!(again.layout.as_deref(), Some(&layout));
+        save_layout(&*vault, &layout.dual(&[], &[NodeId(1)].into()).unwrap()).unwrap();
+        assert_eq!(NodeState::open(vault).unwrap().vote, Vote::default(), "a vote about another epoch is void");
+    }
+
+    #[test]
+    fn who_left_comes_back_as_somebody_else_and_knows_the_ring() {
+        let vault: Arc<dyn Vault> = Arc::new(MemoryVault::new());
+        let first = NodeState::open(vault.clone()).unwrap();
+        let layout = ring_of(3, 3, 8);
+        save_layout(&*vault, &layout).unwrap();
+        assert_eq!(peek(&*vault).unwrap().0, Memory::Member(Kind::Store));
+        save_departure(&*vault, &layout).unwrap();
+        assert_eq!(peek(&*vault).unwrap().0, Memory::Left(Kind::Store));
+        let again = NodeState::open(vault).unwrap();
+        assert_ne!(again.id, first.id);
+        assert!(again.layout.is_none() && again.left.is_some());
+    }
+}

@@ -1,0 +1,331 @@
+//! A node's copies of its segments, and the guard that accepts or refuses requests for them.
+//!
+//! A replica serves exactly its own epoch. The check of the epoch and the moment at which a write
+//! becomes visible to snapshots happen under one shared guard, which installing a layout takes
+//! exclusively: once a layout is installed, no write of an older epoch can slip in behind a
+//! snapshot.
+//!
+//! Nothing is said before it is durable: what a request finds or leaves unsynced is answered
+//! [`Handled::AfterSync`], and the caller holds the answer back until [`Replica::durable`] has
+//! caught up. With an engine that keeps nothing there is nothing to wait for.
+//!
+//! Synchronous: the async shell and the simulator drive the same code. Left out on purpose:
+//! queues, threads and group commit (`store::commit`), and any notion of other nodes.
+
+use crate::core::clock::{Clock, Stamp};
+use crate::core::digest::Digest;
+use crate::core::layout::{Layout, Phase};
+use crate::core::mutants::{Mutant, planted};
+use crate::core::node::NodeId;
+use crate::core::record::{Record, Version};
+use crate::core::replica_request::{Answer, Ask};
+use crate::core::token::{Epoch, Segment, Slot, Token};
+use crate::storage::StorageError;
+use crate::storage::engine::{Engine, Entry, Merged, SlotStats};
+use bytes::Bytes;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+/// A question to this replica.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The sender's epoch.
+    pub epoch: Epoch,
+    /// About which key.
+    pub key: Bytes,
+    /// What it wants.
+    pub ask: Ask,
+}
+
+/// What became of a question.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Handled {
+    /// The answer may go out.
+    Now(Answer),
+    /// It may go out once everything up to this number is durable.
+    AfterSync(Answer, u64),
+    /// The sender's epoch is newer: install its layout first, then ask again.
+    Behind,
+}
+
+/// Why a snapshot or a pulled page can't be served or taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// This node has installed a newer layout. Nothing was done; the asker should fetch it.
+    #[error("this node's epoch is {0} already")]
+    Stale(Epoch),
+    /// This node has not yet installed the asker's layout. Nothing was done.
+    #[error("this node has yet to install the layout of epoch {0}")]
+    Behind(Epoch),
+    /// This node does not hold the segment at this epoch. Nothing was done.
+    #[error("this node does not hold segment {0}")]
+    NotHeld(Segment),
+    /// The engine failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// A stretch of a segment, in key order.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// Its records.
+    pub records: Vec<(Bytes, Record)>,
+    /// Nothing comes after them.
+    pub last: bool,
+    /// The sender's clock: whoever takes the records starts above it.
+    pub clock: Stamp,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Replica<E> {
+    me: NodeId,
+    engine: E,
+    installed: RwLock<Arc<Layout>>,
+    clock: Mutex<Clock>,
+    /// Keys (by token) whose newest version isn't durable yet, with the number that will cover it.
+    unsynced: Mutex<HashMap<Token, u64>>,
+    written: AtomicU64,
+    durable: AtomicU64,
+    full: AtomicBool,
+}
+
+impl<E: Engine> Replica<E> {
+    /// A replica at `layout`, which is installed durably already; `clock` is resumed from its mark.
+    pub fn new(me: NodeId, engine: E, layout: Arc<Layout>, clock: Clock) -> Result<Self, StorageError> {
+        let replica = Replica {
+            me,
+            engine,
+            installed: RwLock::new(layout.clone()),
+            clock: Mutex::new(clock),
+            unsynced: Mutex::default(),
+            written: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+        };
+        replica.drop_leftovers(&layout)?;
+        Ok(replica)
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &E {
+        &self.engine
+    }
+
+    /// The installed layout.
+    pub fn layout(&self) -> Arc<Layout> {
+        self.guard().clone()
+    }
+
+    /// This node's clock.
+    pub fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// While it is set, writes are refused for want of room; reads go on.
+    pub fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
+    }
+
+    /// Whether writes are refused for want of room.
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    fn guard(&self) -> RwLockReadGuard<'_, Arc<Layout>> {
+        self.installed.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unsynced(&self) -> MutexGuard<'_, HashMap<Token, u64>> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Installs a layout that is durable already. From its return on, nothing of an older epoch is
+    /// served. Segments that a *Stable* layout gives to others are dropped, no earlier.
+    pub fn install(&self, layout: Arc<Layout>) -> Result<(), StorageError> {
+        {
+            let mut installed = self.installed.write().unwrap_or_else(PoisonError::into_inner);
+            if layout.ring == installed.ring && layout.epoch <= installed.epoch {
+                return Ok(());
+            }
+            *installed = layout.clone();
+        }
+        self.drop_leftovers(&layout)
+    }
+
+    fn drop_leftovers(&self, layout: &Layout) -> Result<(), StorageError> {
+        let early = planted(Mutant::DroppedBeforeStable) && layout.phase == Phase::ReadNew;
+        if layout.phase != Phase::Stable && !early {
+            return Ok(());
+        }
+        let keeps: BTreeSet<Slot> = if early {
+            layout.settled().slots(self.me).into_iter().collect()
+        } else {
+            layout.slots(self.me).into_iter().collect()
+        };
+        for (slot, _) in self.engine.slots() {
+            if !keeps.contains(&slot) {
+                self.engine.drop_slot(slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out questions of coordinators, in order. Writes are visible on return.
+    pub fn handle(&self, requests: &[Request]) -> Result<Vec<Handled>, StorageError> {
+        let layout = self.guard();
+        let mut handled = Vec::with_capacity(requests.len());
+        let mut entries = Vec::new();
+        let mut writers = Vec::new();
+        for request in requests {
+            let writes = matches!(request.ask, Ask::Write(_));
+            let unfenced = planted(if writes { Mutant::UnfencedWrites } else { Mutant::UnfencedReads });
+            if request.epoch > layout.epoch && !unfenced {
+                handled.push(Handled::Behind);
+                continue;
+            }
+            if request.epoch < layout.epoch && !unfenced {
+                handled.push(Handled::Now(Answer::Stale(layout.epoch)));
+                continue;
+            }
+            let token = Token::of(&request.key);
+            let Some(slot) = layout.slot(self.me, layout.segments.segment(token)) else {
+                // Asked for what it doesn't own at this epoch: no honest coordinator does that.
+                handled.push(Handled::Now(Answer::Silence));
+                continue;
+            };
+            match &request.ask {
+                Ask::Write(_) if self.is_full() => handled.push(Handled::Now(Answer::NoSpace)),
+                Ask::Write(record) => {
+                    writers.push(handled.len());
+                    handled.push(Handled::Now(Answer::Silence));
+                    entries.push(Entry { slot, token, key: request.key.clone(), record: record.clone() });
+                }
+                Ask::Read => {
+                    let answer = Answer::Record(self.engine.get(slot, &request.key)?);
+                    handled.push(self.once_durable(token, answer));
+                }
+                Ask::Version => {
+                    let version = self.engine.version(slot, &request.key)?;
+                    handled.push(self.once_durable(token, Answer::Version(version.unwrap_or_default())));
+                }
+            }
+        }
+        let merged = self.merge(&entries)?;
+        for ((at, entry), merged) in writers.into_iter().zip(&entries).zip(merged) {
+            let answer = match merged {
+                Merged::Newer | Merged::Equal => Answer::Accepted(entry.record.version),
+                Merged::Older(version) => Answer::Superseded(version),
+            };
+            handled[at] = self.once_durable(entry.token, answer);
+        }
+        Ok(handled)
+    }
+
+    /// Merges entries whose epoch was checked under the guard that the caller still holds.
+    fn merge(&self, entries: &[Entry]) -> Result<Vec<Merged>, StorageError> {
+        let Some(newest) = entries.iter().map(|entry| entry.record.version.hlc).max() else { return Ok(Vec::new()) };
+        self.clock().observe(newest);
+        if self.engine.needs_sync() {
+            // Noted before they become visible, so that no reader can miss the note.
+            let number = self.written.fetch_add(1, Ordering::AcqRel) + 1;
+            let mut unsynced = self.unsynced();
+            unsynced.extend(entries.iter().map(|entry| (entry.token, number)));
+        }
+        self.engine.merge(entries)
+    }
+
+    fn once_durable(&self, key: Token, answer: Answer) -> Handled {
+        if !self.engine.needs_sync() || planted(Mutant::UnsyncedReported) {
+            return Handled::Now(answer);
+        }
+        match self.unsynced().get(&key) {
+            Some(number) => Handled::AfterSync(answer, *number),
+            None => Handled::Now(answer),
+        }
+    }
+
+    /// The number up to which everything is durable.
+    pub fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Makes everything durable that was merged before the call.
+    pub fn sync(&self) -> Result<(), StorageError> {
+        let number = self.written.load(Ordering::Acquire);
+        self.engine.sync()?;
+        self.unsynced().retain(|_, of| *of > number);
+        self.durable.fetch_max(number, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// The slot of a segment at exactly this epoch.
+    fn slot_at(&self, layout: &Layout, epoch: Epoch, segment: Segment) -> Result<Slot, Refusal> {
+        let unfenced = planted(Mutant::SnapshotBeforeInstall);
+        if epoch < layout.epoch {
+            return Err(Refusal::Stale(layout.epoch));
+        }
+        if epoch > layout.epoch && !unfenced {
+            return Err(Refusal::Behind(epoch));
+        }
+        layout.slot(self.me, segment).ok_or(Refusal::NotHeld(segment))
+    }
+
+    /// A page of a segment for a puller. It contains at least every write that was accepted before
+    /// this node installed `epoch`; it may contain more, also what isn't synced yet.
+    pub fn snapshot(&self, epoch: Epoch, segment: Segment, after: Option<&[u8]>, max_bytes: usize) -> Result<Page, Refusal> {
+        let layout = self.guard();
+        let slot = self.slot_at(&layout, epoch, segment)?;
+        let records = self.engine.scan(slot, after, max_bytes)?;
+        Ok(Page { last: records.is_empty(), records, clock: self.clock().last() })
+    }
+
+    /// What a segment holds at this epoch, in one figure.
+    pub fn digest(&self, epoch: Epoch, segment: Segment) -> Result<Digest, Refusal> {
+        let layout = self.guard();
+        let slot = self.slot_at(&layout, epoch, segment)?;
+        Ok(self.engine.stats(slot).digest)
+    }
+
+    /// Takes pulled records in. They are durable after the next [`Replica::sync`].
+    pub fn absorb(&self, epoch: Epoch, slot: Slot, page: Page) -> Result<(), Refusal> {
+        let layout = self.guard();
+        if epoch != layout.epoch || layout.slot(self.me, slot.segment) != Some(slot) {
+            return Err(Refusal::Stale(layout.epoch));
+        }
+        self.clock().observe(page.clock);
+        let entry = |(key, record): (Bytes, Record)| Entry { slot, token: Token::of(&key), key, record };
+        let entries: Vec<Entry> = page.records.into_iter().map(entry).collect();
+        self.merge(&entries)?;
+        Ok(())
+    }
+
+    /// What this node holds at its epoch, summed up.
+    pub fn totals(&self) -> SlotStats {
+        let layout = self.layout();
+        let mut totals = SlotStats::default();
+        for (slot, stats) in self.engine.slots() {
+            if layout.slot(self.me, slot.segment) == Some(slot) {
+                totals.keys += stats.keys;
+                totals.records += stats.records;
+                totals.bytes += stats.bytes;
+            }
+        }
+        totals
+    }
+
+    /// What this node has under a key right now, whatever the ring says.
+    pub fn local(&self, key: &[u8]) -> Result<Option<Record>, StorageError> {
+        let layout = self.guard();
+        match layout.slot(self.me, layout.segment(key)) {
+            Some(slot) => self.engine.get(slot, key),
+            None => Ok(None),
+        }
+    }
+
+    /// The version of a key here, `ABSENT` for none.
+    pub fn local_version(&self, key: &[u8]) -> Result<Version, StorageError> {
+        Ok(self.local(key)?.map_or(Version::ABSENT, |record| record.version))
+    }
+}

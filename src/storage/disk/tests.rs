@@ -1,0 +1,171 @@
+//! The disk engine against the conformance suite, a restart and damaged folders.
+
+use super::*;
+use crate::storage::engine::conformance::{self, all, counted, entry, slot};
+use tempfile::TempDir;
+
+fn fresh() -> (DiskEngine, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    (DiskEngine::open(folder.path()).unwrap(), folder)
+}
+
+conformance::suite!(fresh());
+
+#[test]
+fn what_was_written_is_there_after_reopening_with_the_same_stats() {
+    let (engine, folder) = fresh();
+    engine.merge(&[entry(1, "a", 1, Some("one")), entry(2, "a", 2, Some("two"))]).unwrap();
+    engine.merge(&[entry(1, "a", 3, None), entry(3, "a", 1, Some("dropped"))]).unwrap();
+    engine.drop_slot(slot(3)).unwrap();
+    engine.sync().unwrap();
+    let before = engine.slots();
+    drop(engine);
+    let engine = DiskEngine::open(folder.path()).unwrap();
+    assert_eq!(engine.slots(), before);
+    assert_eq!(engine.stats(slot(1)), counted(&engine, slot(1)));
+    assert_eq!(engine.get(slot(1), b"a").unwrap(), Some(entry(1, "a", 3, None).record));
+    assert_eq!(engine.get(slot(2), b"a").unwrap(), Some(entry(2, "a", 2, Some("two")).record));
+    assert_eq!(all(&engine, slot(3), 100), []);
+}
+
+/// A copy of the files while the engine runs is what a killed process leaves behind.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_was_synced_is_there_after_a_crash_and_a_torn_tail_is_cut_off() {
+    let (engine, folder) = fresh();
+    engine.merge(&[entry(1, "a", 1, Some("synced"))]).unwrap();
+    engine.sync().unwrap();
+    let end = journal_end(folder.path());
+    engine.merge(&[entry(1, "b", 1, Some("never synced")), entry(1, "c", 1, Some("nor this"))]).unwrap();
+    let crashed = tempfile::tempdir().unwrap();
+    copy(folder.path(), crashed.path());
+    // Nothing of it was flushed, for nobody asked: this is what makes one sync serve many merges.
+    assert_eq!(journal_end(crashed.path()), end);
+    engine.sync().unwrap();
+    let whole = fs::read(folder.path().join("0.jnl")).unwrap();
+    let whole_end = journal_end(folder.path());
+    for torn in [end + 1, (end + whole_end) / 2, whole_end - 1] {
+        let mut journal = whole.clone();
+        journal[torn..].fill(0);
+        fs::write(crashed.path().join("0.jnl"), journal).unwrap();
+        let after = DiskEngine::open(crashed.path()).unwrap();
+        assert_eq!(after.stats(slot(1)).records, 1, "torn at {torn}");
+        // The journal is written on behind the cut.
+        after.merge(&[entry(1, "d", 1, Some("v"))]).unwrap();
+        after.sync().unwrap();
+        drop(after);
+        let after = DiskEngine::open(crashed.path()).unwrap();
+        assert_eq!(after.slots(), [(slot(1), counted(&after, slot(1)))]);
+        assert_eq!(after.stats(slot(1)).records, 2);
+    }
+}
+
+fn journal_end(folder: &Path) -> usize {
+    let journal = fs::read(folder.join("0.jnl")).unwrap();
+    journal.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1)
+}
+
+#[test]
+fn a_folder_that_is_open_already_is_in_use() {
+    let (_engine, folder) = fresh();
+    let error = DiskEngine::open(folder.path()).err().unwrap();
+    assert!(matches!(error, StorageError::InUse { .. }), "{error}");
+}
+
+#[test]
+fn a_folder_of_somebody_else_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("thesis.tex"), "").unwrap();
+    let error = DiskEngine::open(folder.path()).err().unwrap();
+    assert!(matches!(error, StorageError::Foreign { .. }), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    let other = tempfile::tempdir().unwrap();
+    let database = Database::builder(other.path()).open().unwrap();
+    database.keyspace("theirs", KeyspaceCreateOptions::default).unwrap();
+    drop(database);
+    let error = DiskEngine::open(other.path()).err().unwrap();
+    assert!(matches!(error, StorageError::Foreign { .. }), "{error}");
+}
+
+#[test]
+fn a_creation_that_was_cut_short_is_finished() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("keyspaces")).unwrap();
+    for name in ["lock", "0.jnl", "version"] {
+        fs::write(folder.path().join(name), "").unwrap();
+        DiskEngine::open(folder.path()).unwrap().merge(&[entry(1, "a", 1, None)]).unwrap();
+        fs::remove_dir_all(folder.path()).unwrap();
+        fs::create_dir(folder.path()).unwrap();
+    }
+}
+
+#[test]
+fn damage_is_reported_as_such() {
+    let (engine, folder) = fresh();
+    let writes: Vec<_> = (0..500).map(|i| entry(1, format!("{i}"), 1, Some("some value"))).collect();
+    engine.merge(&writes).unwrap();
+    engine.records.rotate_memtable_and_wait().unwrap();
+    drop(engine);
+    let damaged = |damage: &dyn Fn(&Path)| {
+        let copied = tempfile::tempdir().unwrap();
+        copy(folder.path(), copied.path());
+        damage(copied.path());
+        DiskEngine::open(copied.path()).err().expect("damage goes unnoticed")
+    };
+    let no_version = damaged(&|folder| fs::remove_file(folder.join("version")).unwrap());
+    let bad_version = damaged(&|folder| fs::write(folder.join("version"), "nonsense").unwrap());
+    let flipped = damaged(&|folder| {
+        let tables = folder.join("keyspaces/1/tables");
+        let table = fs::read_dir(tables).unwrap().next().unwrap().unwrap().path();
+        let mut bytes = fs::read(&table).unwrap();
+        bytes[200] ^= 1;
+        fs::write(table, bytes).unwrap();
+    });
+    let no_table = damaged(&|folder| {
+        let tables = folder.join("keyspaces/1/tables");
+        fs::remove_file(fs::read_dir(tables).unwrap().next().unwrap().unwrap().path()).unwrap();
+    });
+    let no_keyspaces = damaged(&|folder| fs::remove_dir_all(folder.join("keyspaces")).unwrap());
+    for error in [no_version, bad_version, flipped, no_table, no_keyspaces] {
+        assert!(matches!(error, StorageError::Corrupt { .. }), "{error}");
+    }
+}
+
+#[test]
+fn after_one_failed_write_every_write_fails_and_reads_go_on() {
+    let (engine, _folder) = fresh();
+    engine.merge(&[entry(1, "a", 1, Some("v"))]).unwrap();
+    let full = std::io::Error::from(ErrorKind::StorageFull);
+    let error = engine.written::<()>("writing to", Err(full.into())).unwrap_err();
+    assert!(matches!(error, StorageError::NoSpace { .. }), "{error}");
+    let write = [entry(1, "b", 1, Some("v"))];
+    assert!(matches!(engine.merge(&write), Err(StorageError::Poisoned { .. })));
+    assert!(matches!(engine.sync(), Err(StorageError::Poisoned { .. })));
+    assert!(matches!(engine.drop_slot(slot(1)), Err(StorageError::Poisoned { .. })));
+    assert_eq!(engine.version(slot(1), b"a").unwrap(), Some(Version { hlc: 1, node: 1 }));
+    assert_eq!(engine.stats(slot(1)).records, 1);
+}
+
+#[test]
+fn a_large_slot_is_dropped_batch_by_batch() {
+    let (engine, _folder) = fresh();
+    let writes: Vec<_> = (0..2 * DROP_BATCH + 1).map(|i| entry(1, format!("{i}"), 1, Some("v"))).collect();
+    engine.merge(&writes).unwrap();
+    assert!(engine.drop_some(slot(1)).unwrap());
+    assert_eq!(engine.stats(slot(1)).records as usize, DROP_BATCH + 1);
+    assert_eq!(engine.stats(slot(1)), counted(&engine, slot(1)));
+    engine.drop_slot(slot(1)).unwrap();
+    assert_eq!(engine.slots(), []);
+}

@@ -1,0 +1,120 @@
+//! Errors as gRPC statuses, in the one way that every client can tell apart.
+//!
+//! The question that matters to a caller is whether anything was done. `UNAVAILABLE` with
+//! `RetryInfo` means that nothing was; an unknown outcome is `ABORTED` or `DEADLINE_EXCEEDED` with
+//! `ErrorInfo` reason `OUTCOME_UNKNOWN`. Both details travel in the standard
+//! `grpc-status-details-bin` trailer, as `google.rpc.Status`.
+
+use bytes::Bytes;
+use prost::Message;
+use tonic::{Code, Status};
+
+/// `google.rpc.Status` and the two details used of it, cut down to what is sent. The field numbers
+/// are those of googleapis' `google/rpc/status.proto` and `error_details.proto`.
+#[derive(Clone, PartialEq, Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+    #[prost(message, repeated, tag = "3")]
+    details: Vec<Any>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Any {
+    #[prost(string, tag = "1")]
+    type_url: String,
+    #[prost(bytes = "vec", tag = "2")]
+    value: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ErrorInfo {
+    #[prost(string, tag = "1")]
+    reason: String,
+    #[prost(string, tag = "2")]
+    domain: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RetryInfo {
+    #[prost(message, optional, tag = "1")]
+    delay: Option<Delay>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Delay {
+    #[prost(int64, tag = "1")]
+    seconds: i64,
+    #[prost(int32, tag = "2")]
+    nanos: i32,
+}
+
+const ERROR_INFO: &str = "type.googleapis.com/google.rpc.ErrorInfo";
+const RETRY_INFO: &str = "type.googleapis.com/google.rpc.RetryInfo";
+const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
+
+/// How long a client should wait before it sends a request again of which nothing was done.
+const RETRY_DELAY_NANOS: i32 = 50_000_000;
+
+fn with_detail(code: Code, message: String, type_url: &str, detail: &impl Message) -> Status {
+    let any = Any { type_url: type_url.into(), value: detail.encode_to_vec() };
+    let details = RpcStatus { code: code.into(), message: message.clone(), details: vec![any] };
+    Status::with_details(code, message, Bytes::from(details.encode_to_vec()))
+}
+
+/// Nothing was done; anybody may send it again.
+pub fn unavailable(message: impl Into<String>) -> Status {
+    let info = RetryInfo { delay: Some(Delay { seconds: 0, nanos: RETRY_DELAY_NANOS }) };
+    with_detail(Code::Unavailable, message.into(), RETRY_INFO, &info)
+}
+
+/// It may have happened or not.
+pub fn unknown(code: Code, message: impl Into<String>) -> Status {
+    let info = ErrorInfo { reason: OUTCOME_UNKNOWN.into(), domain: "thrifty".into() };
+    with_detail(code, message.into(), ERROR_INFO, &info)
+}
+
+fn detail<M: Message + Default>(status: &Status, type_url: &str) -> Option<M> {
+    let details = RpcStatus::decode(status.details()).ok()?;
+    let any = details.details.into_iter().find(|any| any.type_url == type_url)?;
+    M::decode(&any.value[..]).ok()
+}
+
+/// Whether the server said that the outcome is unknown.
+pub fn outcome_unknown(status: &Status) -> bool {
+    detail::<ErrorInfo>(status, ERROR_INFO).is_some_and(|info| info.reason == OUTCOME_UNKNOWN)
+}
+
+/// Whether the server said that nothing was done.
+pub fn nothing_done(status: &Status) -> bool {
+    detail::<RetryInfo>(status, RETRY_INFO).is_some()
+}
+
+/// Whether the request never left, because no connection could be made.
+pub fn never_connected(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_kinds_can_be_told_apart() {
+        let nothing = unavailable("no quorum");
+        assert!(nothing_done(&nothing) && !outcome_unknown(&nothing));
+        let unknown = unknown(Code::Aborted, "lost a race");
+        assert!(outcome_unknown(&unknown) && !nothing_done(&unknown));
+        let other = Status::unavailable("connection reset");
+        assert!(!outcome_unknown(&other) && !nothing_done(&other));
+    }
+}

@@ -1,0 +1,86 @@
+//! How often each thing happened that a run is meant to exercise.
+//!
+//! A simulator that never crashes a node in the middle of a handoff proves nothing about handoffs,
+//! and nobody would notice. So everything worth provoking is counted, and the long test insists
+//! that each count is above zero.
+
+macro_rules! kinds {
+    ($($name:ident = $text:literal,)*) => {
+        /// What is counted.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Kind { $($name),* }
+
+        impl Kind {
+            pub(crate) const ALL: &[Kind] = &[$(Kind::$name),*];
+
+            pub(crate) fn name(self) -> &'static str {
+                match self { $(Kind::$name => $text),* }
+            }
+        }
+    };
+}
+
+kinds! {
+    Crash = "nodes crashed",
+    CrashAll = "whole rings crashed",
+    Restart = "nodes restarted",
+    Killed = "nodes killed for good",
+    OperationsLost = "unsynced operations lost",
+    AnswersLost = "held-back answers lost",
+    Lost = "messages lost",
+    Late = "messages late",
+    Doubled = "messages doubled",
+    Cut = "networks cut in two",
+    Mistake = "live nodes taken for dead",
+    ClockJump = "wall clocks set",
+    DiskFull = "disks full",
+    Join = "joins asked for",
+    Leave = "leaves asked for",
+    Removal = "removals asked for",
+    Removed = "live nodes that found themselves removed",
+    AllStop = "nodes stopped because all leave",
+    Epoch = "epochs",
+    Transition = "transitions completed",
+    Aborted = "transitions aborted",
+    PullBegun = "handoffs begun",
+    PullDone = "handoffs done",
+    PullAgain = "handoffs begun again after a crash",
+    PullFailed = "handoffs given up",
+    Stale = "requests of an older epoch met",
+    Behind = "requests of a newer epoch met",
+    NotOwner = "requests sent to a node that owns nothing of the key",
+    Raced = "requests sent to another than the first coordinator",
+    WriteBack = "write-backs",
+    Acked = "writes acknowledged",
+    AckedOne = "writes acknowledged at ONE",
+    Read = "reads returned",
+    ReadOne = "reads returned at ONE",
+    ReadFailed = "reads failed",
+    Unknown = "writes of unknown outcome",
+    NothingDone = "requests refused, nothing done",
+    NoAnswer = "requests whose client got no answer",
+}
+
+/// A counter for each [`Kind`].
+#[derive(Clone, Debug)]
+pub(crate) struct Counts(Vec<u64>);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Counts(vec![0; Kind::ALL.len()])
+    }
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, kind: Kind, many: u64) {
+        self.0[kind as usize] += many;
+    }
+
+    pub(crate) fn of(&self, kind: Kind) -> u64 {
+        self.0[kind as usize]
+    }
+
+    pub(crate) fn merge(&mut self, other: &Counts) {
+        self.0.iter_mut().zip(&other.0).for_each(|(mine, more)| *mine += more);
+    }
+}

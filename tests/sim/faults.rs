@@ -1,0 +1,151 @@
+//! What a seed makes of a run: its ring, its weather, and which faults strike how often.
+//!
+//! Every kind of fault gets a weight of its own per seed, often zero ("swarm testing", Groce et al.
+//! 2012): runs in which a few faults pile up find more than runs with a little of everything.
+
+use crate::env::{MS, Micros, SECOND};
+use crate::rng::Rng;
+use bytes::Bytes;
+use std::time::Duration;
+use thrifty::core::layout::Replicas;
+use thrifty::core::transition::Patience;
+
+/// A thing that can go wrong, or that an operator does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fault {
+    Crash,
+    CrashAll,
+    /// A node is lost with its disk. Never more than the ring can bear.
+    Kill,
+    Cut,
+    Mistake,
+    ClockJump,
+    DiskFull,
+    Join,
+    Leave,
+    LeaveAll,
+    Removal,
+}
+
+/// How often each fault strikes in the long run, relative to the others.
+const WEIGHTS: [(Fault, u64); 11] = [
+    (Fault::Crash, 6),
+    (Fault::CrashAll, 1),
+    (Fault::Kill, 1),
+    (Fault::Cut, 4),
+    (Fault::Mistake, 2),
+    (Fault::ClockJump, 1),
+    (Fault::DiskFull, 1),
+    (Fault::Join, 5),
+    (Fault::Leave, 4),
+    (Fault::LeaveAll, 1),
+    (Fault::Removal, 2),
+];
+
+/// Everything that is fixed at the start of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Members of the first ring.
+    pub(crate) nodes: usize,
+    pub(crate) replicas: Replicas,
+    pub(crate) segments: u64,
+    pub(crate) keys: Vec<Bytes>,
+    pub(crate) clients: usize,
+    /// A client's pause between two requests.
+    pub(crate) think: Micros,
+    /// When the faults end.
+    pub(crate) duration: Micros,
+
+    /// The usual delay of a packet.
+    pub(crate) delay: Micros,
+    /// How many in a thousand are late, by up to `lateness`.
+    pub(crate) late: u64,
+    pub(crate) lateness: Micros,
+    /// How many in a thousand are lost.
+    pub(crate) lost: u64,
+    /// How many in a thousand come twice.
+    pub(crate) doubled: u64,
+
+    /// From a write until the next sync.
+    pub(crate) sync_delay: Micros,
+    pub(crate) ask_timeout: Micros,
+    pub(crate) page_timeout: Micros,
+    pub(crate) page_bytes: usize,
+    /// Until a death is noticed.
+    pub(crate) detect: Micros,
+    pub(crate) patience: Patience,
+    /// How far wall clocks are off at most.
+    pub(crate) skew_ms: u64,
+    /// How long a crashed node stays down at most.
+    pub(crate) down: Micros,
+    /// Whether a coordinator takes the requests for one key in turn.
+    pub(crate) in_turn: bool,
+    /// How many requests in a thousand go to another owner than the first.
+    pub(crate) raced: u64,
+
+    /// The pause between two faults.
+    pub(crate) fault_every: Micros,
+    weights: Vec<(Fault, u64)>,
+}
+
+impl Plan {
+    pub(crate) fn random(rng: &mut Rng) -> Self {
+        let replicas = match rng.below(20) {
+            0 => Replicas::All,
+            1..3 => Replicas::Count(1),
+            3..6 => Replicas::Count(2),
+            6..8 => Replicas::Count(5),
+            8..10 => Replicas::Count(4),
+            _ => Replicas::Count(3),
+        };
+        let keys = rng.range(1, 7);
+        let mut weights = WEIGHTS.to_vec();
+        for (_, weight) in &mut weights {
+            *weight *= rng.pick(&[0, 0, 1, 1, 4]);
+        }
+        let remove_after = match rng.below(3) {
+            0 => Duration::from_millis(rng.range(800, 3_000)),
+            _ => Duration::from_secs(300),
+        };
+        let pull_timeout = Duration::from_millis(rng.range(700, 4_000));
+        Plan {
+            nodes: rng.range(1, 7) as usize,
+            replicas,
+            segments: rng.pick(&[1, 1, 2, 4, 4, 8, 16]),
+            keys: (0..keys).map(|key| Bytes::from(format!("k{key}"))).collect(),
+            clients: rng.range(1, 5) as usize,
+            think: rng.range(5 * MS, 60 * MS),
+            duration: rng.range(3 * SECOND, 8 * SECOND),
+            delay: rng.pick(&[300, 1_000, 1_000, 3_000, 15_000]),
+            late: rng.pick(&[0, 10, 30, 100]),
+            lateness: rng.range(20 * MS, 800 * MS),
+            lost: rng.pick(&[0, 0, 5, 20, 100]),
+            doubled: rng.pick(&[0, 0, 10, 50]),
+            sync_delay: rng.range(MS, 50 * MS),
+            ask_timeout: rng.range(60 * MS, 250 * MS),
+            page_timeout: rng.range(60 * MS, 250 * MS),
+            page_bytes: rng.pick(&[1, 10, 1000]),
+            detect: rng.range(100 * MS, 800 * MS),
+            patience: Patience { pull_timeout, remove_after },
+            skew_ms: rng.pick(&[0, 5, 500, 20_000]),
+            down: rng.range(50 * MS, 3 * SECOND),
+            in_turn: rng.chance(500),
+            raced: rng.pick(&[0, 50, 300]),
+            fault_every: rng.range(100 * MS, 900 * MS),
+            weights,
+        }
+    }
+
+    /// The next fault; none in a seed that has none.
+    pub(crate) fn fault(&self, rng: &mut Rng) -> Option<Fault> {
+        let sum = self.weights.iter().map(|(_, weight)| weight).sum();
+        let mut at = rng.below(sum);
+        for (fault, weight) in &self.weights {
+            if at < *weight {
+                return Some(*fault);
+            }
+            at -= weight;
+        }
+        None
+    }
+}

@@ -1,0 +1,451 @@
+//! One simulated node: a disk that outlives its processes, and a process that drives the core.
+//!
+//! The process is a shell like the real one, only that everything it would wait for is an event. It
+//! carries out what the core says strictly in order, saves before it tells, and holds answers back
+//! until they are durable. Whatever is in [`Process`] but not in [`Disk`] is gone after a crash.
+
+use crate::coordinator::Requests;
+use crate::counts::Kind;
+use crate::env::{Env, Event, Index, MS, Micros, Packet, PageRefused, Timer, index_of};
+use crate::handoff::Gathering;
+use bytes::Bytes;
+use std::sync::Arc;
+use thrifty::core::ballot::Vote;
+use thrifty::core::clock::{Clock, Stamp};
+use thrifty::core::layout::{Layout, Member, Phase};
+use thrifty::core::membership::{Membership, Message, Output};
+use thrifty::core::node::{Liveness, NodeId};
+use thrifty::core::record::{Record, Version};
+use thrifty::core::replica_request::{Answer, Ask};
+use thrifty::core::token::{Epoch, Segment, Slot};
+use thrifty::replica::{Handled, Refusal, Replica, Request};
+use thrifty::storage::StorageError;
+use thrifty::storage::engine::{Engine, Entry, Merged, SlotStats};
+use thrifty::storage::simulated::SimulatedEngine;
+
+/// How long a node waits for a layout it asked for before it asks again.
+const FETCH_TIMEOUT: Micros = 150 * MS;
+
+/// How often requests and handoffs look at their deadlines.
+const BEAT: Micros = 15 * MS;
+
+/// The engine of a node, which its processes share one after the other.
+#[derive(Clone, Default)]
+pub(crate) struct SharedEngine(pub(crate) Arc<SimulatedEngine>);
+
+impl Engine for SharedEngine {
+    fn get(&self, slot: Slot, key: &[u8]) -> Result<Option<Record>, StorageError> {
+        self.0.get(slot, key)
+    }
+
+    fn version(&self, slot: Slot, key: &[u8]) -> Result<Option<Version>, StorageError> {
+        self.0.version(slot, key)
+    }
+
+    fn merge(&self, entries: &[Entry]) -> Result<Vec<Merged>, StorageError> {
+        self.0.merge(entries)
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        self.0.sync()
+    }
+
+    fn scan(&self, slot: Slot, after: Option<&[u8]>, max: usize) -> Result<Vec<(Bytes, Record)>, StorageError> {
+        self.0.scan(slot, after, max)
+    }
+
+    fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {
+        self.0.drop_slot(slot)
+    }
+
+    fn slots(&self) -> Vec<(Slot, SlotStats)> {
+        self.0.slots()
+    }
+
+    fn stats(&self, slot: Slot) -> SlotStats {
+        self.0.stats(slot)
+    }
+
+    fn needs_sync(&self) -> bool {
+        self.0.needs_sync()
+    }
+}
+
+/// What a crash leaves.
+#[derive(Default)]
+pub(crate) struct Disk {
+    pub(crate) engine: SharedEngine,
+    /// The installed layout; none before a joiner met anybody.
+    pub(crate) layout: Option<Arc<Layout>>,
+    /// The vote, and at which installed epoch it was cast.
+    vote: Option<(Epoch, Vote<Arc<Layout>>)>,
+    /// The clock's mark.
+    mark: Stamp,
+    /// The Dual that it gathered for last, for the statistics only.
+    pub(crate) gathered_at: Option<Epoch>,
+    /// It was a member of a Stable layout once: if it no longer is, its time is over.
+    settled: bool,
+}
+
+impl Disk {
+    /// Whether it was a member of a Stable layout.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled
+    }
+}
+
+/// Why a process ended by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ended {
+    /// A Stable layout excludes it.
+    Gone,
+    /// All members leave at once.
+    AllStop,
+}
+
+/// A question that came too early: its asker has a newer layout.
+enum Early {
+    Ask { from: Index, ask_id: u64, request: Request },
+    Page { from: Index, ask_id: u64, epoch: Epoch, segment: Segment, after: Option<Bytes> },
+}
+
+/// A running node.
+pub(crate) struct Process {
+    pub(crate) index: Index,
+    pub(crate) id: NodeId,
+    pub(crate) life: u32,
+    pub(crate) skew_ms: i64,
+    pub(crate) disk: Disk,
+    pub(crate) membership: Membership,
+    pub(crate) replica: Replica<SharedEngine>,
+    pub(crate) requests: Requests,
+    pub(crate) gathering: Option<Gathering>,
+    pub(crate) leaving: bool,
+    pub(crate) ended: Option<Ended>,
+    /// Answers that wait for a sync, with the number that covers them.
+    pub(crate) held: Vec<(u64, Index, u64, Answer)>,
+    sync_due: bool,
+    beating: bool,
+    early: Vec<Early>,
+    /// A layout that is known to exist, at least of that epoch, and who has it.
+    wanted: Option<(Index, Epoch)>,
+    fetching_until: Micros,
+    member: Member,
+    ask_join_at: Micros,
+}
+
+impl Process {
+    /// Starts a process over a disk that has a layout.
+    pub(crate) fn start(index: Index, member: Member, life: u32, skew_ms: i64, disk: Disk, env: &mut Env) -> Self {
+        let layout = disk.layout.clone().expect("a process needs a layout");
+        let vote = disk.vote.clone().filter(|(epoch, _)| *epoch == layout.epoch);
+        let vote = vote.map(|(_, vote)| vote).unwrap_or_default();
+        let clock = Clock::resume(disk.mark);
+        env.checker.installed(&layout, &mut env.counts);
+        let replica = Replica::new(member.id, disk.engine.clone(), layout.clone(), clock).expect("no engine fails here");
+        let mut process = Process {
+            index,
+            id: member.id,
+            life,
+            skew_ms,
+            membership: Membership::new(member.id, layout, vote, env.plan.patience),
+            replica,
+            disk,
+            requests: Requests::default(),
+            gathering: None,
+            leaving: false,
+            ended: None,
+            held: Vec::new(),
+            sync_due: false,
+            beating: false,
+            early: Vec::new(),
+            wanted: None,
+            fetching_until: 0,
+            member,
+            ask_join_at: 0,
+        };
+        let first = env.rng.below(100 * MS);
+        process.wake_after(first, Timer::Tick, env);
+        process.stand(env);
+        process.begin_gathering(env);
+        process.drain(env);
+        process
+    }
+
+    pub(crate) fn layout(&self) -> Arc<Layout> {
+        self.membership.layout().clone()
+    }
+
+    fn wake_after(&self, delay: Micros, timer: Timer, env: &mut Env) {
+        env.after(delay, Event::Wake { node: self.index, life: self.life, timer });
+    }
+
+    /// From now on it wants to leave.
+    pub(crate) fn leave(&mut self, env: &mut Env) {
+        self.leaving = true;
+        self.membership.leave();
+        self.offer(env);
+    }
+
+    /// It is a member, or asks to become one.
+    pub(crate) fn is_joining(&self) -> bool {
+        !self.leaving && !self.disk.settled
+    }
+
+    /// A timer of this life fired.
+    pub(crate) fn wake(&mut self, timer: Timer, env: &mut Env) {
+        match timer {
+            Timer::Tick => self.tick(env),
+            Timer::Sync => {
+                self.sync_due = false;
+                self.sync(env);
+            }
+            Timer::Beat => {
+                self.beating = false;
+                self.beat_requests(env);
+                self.beat_gathering(env);
+                self.fetch_wanted(env);
+            }
+        }
+        self.drain(env);
+    }
+
+    /// Makes sure that deadlines are looked at while there is anything that has one.
+    pub(crate) fn keep_beating(&mut self, env: &mut Env) {
+        let busy = !self.requests.is_idle() || self.gathering.is_some() || self.wanted.is_some();
+        if busy && !self.beating {
+            self.beating = true;
+            self.wake_after(BEAT, Timer::Beat, env);
+        }
+    }
+
+    fn tick(&mut self, env: &mut Env) {
+        let again = env.rng.range(80 * MS, 120 * MS);
+        self.wake_after(again, Timer::Tick, env);
+        let view = env.gossip.view(self.index, env.now);
+        let outputs = self.membership.tick(env.moment(), &|id| view.of(id));
+        self.carry_out(outputs, env);
+        // Gossip carries the epoch to anybody, so that who is behind finds out.
+        let peer = env.rng.below(env.gossip.known() as u64) as Index;
+        if env.rng.chance(250) && peer != self.index {
+            let epoch = self.membership.layout().epoch;
+            env.send(self.index, peer, Packet::Epoch(epoch));
+        }
+        if self.is_joining() && !self.membership.is_member() && env.now >= self.ask_join_at {
+            self.ask_join_at = env.now + 400 * MS;
+            let member = self.member.clone();
+            let up: Vec<_> = self.layout().ids().filter(|id| view.of(*id) == Liveness::Up).collect();
+            if !up.is_empty() {
+                let to = index_of(env.rng.pick(&up));
+                env.send(self.index, to, Packet::Membership(Message::Join(member)));
+                env.send(self.index, to, Packet::GetLayout);
+            }
+        }
+    }
+
+    /// A packet arrived.
+    pub(crate) fn receive(&mut self, from: Index, packet: Packet, sender: NodeId, env: &mut Env) {
+        match packet {
+            Packet::Membership(message) => {
+                let view = env.gossip.view(self.index, env.now);
+                let outputs = self.membership.handle(sender, message, env.moment(), &|id| view.of(id));
+                self.carry_out(outputs, env);
+            }
+            Packet::Epoch(epoch) => {
+                let mut outputs = Vec::new();
+                self.membership.meet(sender, epoch, &mut outputs);
+                self.carry_out(outputs, env);
+            }
+            Packet::GetLayout => env.send(self.index, from, Packet::Layout(self.layout())),
+            Packet::Layout(layout) => {
+                self.fetching_until = 0;
+                let view = env.gossip.view(self.index, env.now);
+                let install = Message::Install(layout);
+                let outputs = self.membership.handle(sender, install, env.moment(), &|id| view.of(id));
+                self.carry_out(outputs, env);
+                self.fetch_wanted(env);
+            }
+            Packet::Ask { ask_id, epoch, key, ask } => self.serve(from, ask_id, Request { epoch, key, ask }, env),
+            Packet::Answer { ask_id, answer } => self.requests.answered(ask_id, answer),
+            Packet::GetPage { ask_id, epoch, segment, after } => self.serve_page(from, ask_id, epoch, segment, after, env),
+            Packet::Page { ask_id, page } => self.take_page(from, ask_id, page, env),
+            Packet::Forward(command) => self.forwarded(from, command, env),
+            Packet::Done { command, reply } => self.forward_ended(command, reply, env),
+        }
+        self.drain(env);
+    }
+
+    /// Carries out what membership says, in order.
+    pub(crate) fn carry_out(&mut self, outputs: Vec<Output>, env: &mut Env) {
+        for output in outputs {
+            match output {
+                Output::Persist => {
+                    let epoch = self.membership.layout().epoch;
+                    self.disk.vote = Some((epoch, self.membership.vote().clone()));
+                }
+                Output::Send(to, message) => env.send(self.index, index_of(to), Packet::Membership(message)),
+                Output::Install(layout) => self.install(layout, env),
+                Output::Pull(from) => self.fetch(index_of(from), self.membership.layout().epoch + 1, env),
+                Output::AllStop => self.ended = Some(Ended::AllStop),
+                Output::GaveUp(blame, why) => {
+                    env.note(|| format!("{} gives the transition up: {} {why}", self.index, index_of(blame)));
+                }
+            }
+        }
+    }
+
+    fn install(&mut self, layout: Arc<Layout>, env: &mut Env) {
+        if layout.epoch <= self.membership.layout().epoch {
+            return;
+        }
+        env.note(|| format!("{} installs {} {}", self.index, layout.epoch, layout.phase.name()));
+        env.checker.installed(&layout, &mut env.counts);
+        self.disk.layout = Some(layout.clone());
+        self.replica.install(layout.clone()).expect("no engine fails here");
+        self.membership.installed(layout.clone(), env.moment());
+        self.wanted = self.wanted.filter(|(_, epoch)| *epoch > layout.epoch);
+        self.stand(env);
+        self.requests_installed(&layout, env);
+        for early in std::mem::take(&mut self.early) {
+            match early {
+                Early::Ask { from, ask_id, request } => self.serve(from, ask_id, request, env),
+                Early::Page { from, ask_id, epoch, segment, after } => {
+                    self.serve_page(from, ask_id, epoch, segment, after, env);
+                }
+            }
+        }
+        self.begin_gathering(env);
+    }
+
+    /// Takes note of where the layout puts this node.
+    fn stand(&mut self, env: &mut Env) {
+        let layout = self.layout();
+        if layout.phase == Phase::Stable {
+            if layout.is_member(self.id) {
+                self.disk.settled = true;
+            } else if self.disk.settled {
+                if !self.leaving {
+                    env.count(Kind::Removed);
+                }
+                self.ended = Some(Ended::Gone);
+            }
+        }
+    }
+
+    /// Fetches a layout of at least that epoch, one fetch at a time.
+    pub(crate) fn fetch(&mut self, from: Index, epoch: Epoch, env: &mut Env) {
+        if self.wanted.is_none_or(|(_, known)| known <= epoch) {
+            self.wanted = Some((from, epoch));
+        }
+        self.fetch_wanted(env);
+    }
+
+    fn fetch_wanted(&mut self, env: &mut Env) {
+        let Some((from, _)) = self.wanted else { return };
+        if env.now >= self.fetching_until {
+            self.fetching_until = env.now + FETCH_TIMEOUT;
+            env.send(self.index, from, Packet::GetLayout);
+        }
+    }
+
+    /// Answers a coordinator's question, now, after a sync, or once the layout is there.
+    pub(crate) fn serve(&mut self, from: Index, ask_id: u64, request: Request, env: &mut Env) {
+        let handled = self.replica.handle(std::slice::from_ref(&request)).expect("no engine fails here");
+        self.keep_mark();
+        if matches!(request.ask, Ask::Write(_)) {
+            self.sync_soon(env);
+        }
+        match handled.into_iter().next() {
+            Some(Handled::Now(answer)) => {
+                if matches!(answer, Answer::Stale(_)) {
+                    env.count(Kind::Stale);
+                }
+                self.answer(from, ask_id, answer, env);
+            }
+            Some(Handled::AfterSync(answer, number)) => {
+                self.held.push((number, from, ask_id, answer));
+                self.sync_soon(env);
+            }
+            Some(Handled::Behind) => {
+                env.count(Kind::Behind);
+                let epoch = request.epoch;
+                self.early.push(Early::Ask { from, ask_id, request });
+                self.fetch(from, epoch, env);
+            }
+            None => env.checker.fail("a request was not handled".into()),
+        }
+    }
+
+    fn answer(&mut self, to: Index, ask_id: u64, answer: Answer, env: &mut Env) {
+        env.note(|| format!("{} answers {to} #{ask_id}: {answer:?}", self.index));
+        if to == self.index {
+            self.requests.answered(ask_id, answer);
+        } else {
+            env.send(self.index, to, Packet::Answer { ask_id, answer });
+        }
+    }
+
+    fn serve_page(
+        &mut self,
+        from: Index,
+        ask_id: u64,
+        epoch: Epoch,
+        segment: Segment,
+        after: Option<Bytes>,
+        env: &mut Env,
+    ) {
+        let page = match self.replica.snapshot(epoch, segment, after.as_deref(), env.plan.page_bytes) {
+            Ok(page) => Ok(page),
+            Err(Refusal::Stale(epoch)) => Err(PageRefused::Stale(epoch)),
+            Err(Refusal::NotHeld(_)) => Err(PageRefused::NotHeld),
+            Err(Refusal::Behind(epoch)) => {
+                env.count(Kind::Behind);
+                self.early.push(Early::Page { from, ask_id, epoch, segment, after });
+                return self.fetch(from, epoch, env);
+            }
+            Err(Refusal::Storage(error)) => return env.checker.fail(error.to_string()),
+        };
+        env.send(self.index, from, Packet::Page { ask_id, page });
+    }
+
+    /// Writes the clock's mark down where it no longer covers the clock: before anything is said.
+    pub(crate) fn keep_mark(&mut self) {
+        let mut clock = self.replica.clock();
+        if let Some(mark) = clock.mark_due() {
+            self.disk.mark = mark;
+            clock.marked(mark);
+        }
+    }
+
+    fn sync_soon(&mut self, env: &mut Env) {
+        if !self.sync_due {
+            self.sync_due = true;
+            let delay = env.rng.range(env.plan.sync_delay / 8, env.plan.sync_delay * 2);
+            self.wake_after(delay, Timer::Sync, env);
+        }
+    }
+
+    /// Makes durable what was written, and lets the answers go that waited for it.
+    pub(crate) fn sync(&mut self, env: &mut Env) {
+        self.replica.sync().expect("no engine fails here");
+        let durable = self.replica.durable();
+        let (free, held) = std::mem::take(&mut self.held).into_iter().partition(|(number, ..)| *number <= durable);
+        self.held = held;
+        for (_, to, ask_id, answer) in free {
+            self.answer(to, ask_id, answer, env);
+        }
+        if !self.held.is_empty() {
+            self.sync_soon(env);
+        }
+    }
+
+    /// The process dies. Of what was not synced, luck decides how much reached the disk.
+    pub(crate) fn crash(self, env: &mut Env) -> Disk {
+        let unsynced = self.disk.engine.0.unsynced() as u64;
+        let keep = env.rng.below(unsynced + 1);
+        env.counts.add(Kind::OperationsLost, unsynced - keep);
+        env.counts.add(Kind::AnswersLost, self.held.len() as u64);
+        self.disk.engine.0.crash(keep as usize).expect("no engine fails here");
+        self.disk
+    }
+}
