@@ -12,3 +12,7 @@ pub mod wire;
 pub mod client;
 #[cfg(feature = "location")]
 pub mod location;
+#[cfg(feature = "store")]
+pub mod store;
+#[cfg(feature = "location")]
+pub mod node;

@@ -27,7 +27,7 @@ Exit codes: 0 found, 1 no such key, 2 wrong usage, 3 unavailable, 4 another kind
 
 /// Print the value under a key.
 #[derive(Parser)]
-#[command(version, about, after_help = EXAMPLES)]
+#[command(name = TOOL, version, after_help = EXAMPLES)]
 struct Cli {
     /// The key, 1 to 4096 bytes
     #[arg(allow_negative_numbers = true)]

@@ -28,7 +28,7 @@ Exit codes: 0 stored, 2 wrong usage, 3 unavailable (nothing stored), 4 conflict,
 
 /// Store a value under a key.
 #[derive(Parser)]
-#[command(version, about, after_help = EXAMPLES)]
+#[command(name = TOOL, version, after_help = EXAMPLES)]
 struct Cli {
     /// The key, 1 to 4096 bytes
     #[arg(allow_negative_numbers = true)]

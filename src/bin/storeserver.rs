@@ -1,2 +1,8 @@
-//! Placeholder.
-fn main() {}
+//! Runs a node of the store.
+
+#[path = "server/mod.rs"]
+mod server;
+
+fn main() -> std::process::ExitCode {
+    server::main(thrifty::core::layout::Kind::Store)
+}

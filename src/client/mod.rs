@@ -415,17 +415,18 @@ impl Client {
             Ok(response) => Ok(response.into_inner()),
             Err(status) if never_sent(&status) => {
                 let others = self.route(key).into_iter().filter(|address| *address != first.address).collect();
-                self.call_again(key, message, send, deadline, others, status).await
+                Box::pin(self.call_again(key, message, send, deadline, others, status)).await
             }
             Err(status) if retryable(&status) => {
-                self.call_again(key, message, send, deadline, Vec::new(), status).await
+                Box::pin(self.call_again(key, message, send, deadline, Vec::new(), status)).await
             }
             Err(status) => Err(status),
         }
     }
 
     /// The rest of [`Client::call`] after a first try that did nothing and ended with `last`:
-    /// first `round` is asked, then everybody, again and again.
+    /// first `round` is asked, then everybody, again and again. It is boxed by its callers, so that
+    /// the usual future stays small.
     async fn call_again<Q: Clone, A, F>(
         &self,
         key: &[u8],

@@ -22,6 +22,7 @@ use crate::core::record::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES
 use crate::core::token::{Slot, Token};
 use crate::storage::{StorageError, codec};
 use bytes::Bytes;
+use std::sync::Arc;
 use std::cmp::Ordering;
 
 #[cfg(test)]
@@ -126,6 +127,50 @@ pub trait Engine: Send + Sync + 'static {
     /// Whether [`sync`](Engine::sync) does anything: `false` for an engine that never makes
     /// anything durable, whose callers need not call it.
     fn needs_sync(&self) -> bool;
+}
+
+/// A shared engine of a kind that is known only when the program runs.
+impl Engine for Arc<dyn Engine> {
+    fn get(&self, slot: Slot, key: &[u8]) -> Result<Option<Record>, StorageError> {
+        (**self).get(slot, key)
+    }
+
+    fn version(&self, slot: Slot, key: &[u8]) -> Result<Option<Version>, StorageError> {
+        (**self).version(slot, key)
+    }
+
+    fn merge(&self, entries: &[Entry]) -> Result<Vec<Merged>, StorageError> {
+        (**self).merge(entries)
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        (**self).sync()
+    }
+
+    fn scan(
+        &self,
+        slot: Slot,
+        after: Option<&[u8]>,
+        max_bytes: usize,
+    ) -> Result<Vec<(Bytes, Record)>, StorageError> {
+        (**self).scan(slot, after, max_bytes)
+    }
+
+    fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {
+        (**self).drop_slot(slot)
+    }
+
+    fn slots(&self) -> Vec<(Slot, SlotStats)> {
+        (**self).slots()
+    }
+
+    fn stats(&self, slot: Slot) -> SlotStats {
+        (**self).stats(slot)
+    }
+
+    fn needs_sync(&self) -> bool {
+        (**self).needs_sync()
+    }
 }
 
 /// Refuses entries that are larger than an engine stores, before anything is changed.

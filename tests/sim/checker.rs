@@ -52,16 +52,25 @@ impl Checker {
         self.failure.get_or_insert(why);
     }
 
-    /// A node installs a layout.
-    pub(crate) fn installed(&mut self, layout: &Arc<Layout>, counts: &mut Counts) {
+    /// A node installs a layout. Whether it is the first to install this one.
+    pub(crate) fn installed(&mut self, layout: &Arc<Layout>, counts: &mut Counts) -> bool {
         let known = self.layouts.get(&(layout.ring, layout.epoch));
         if let Some(known) = known {
             if !Arc::ptr_eq(known, layout) && known != layout {
                 self.fail(format!("two layouts of epoch {}: {known:?} and {layout:?}", layout.epoch));
             }
-            return;
+            return false;
         }
         counts.add(Kind::Epoch, 1);
+        if layout.phase == Phase::Dual {
+            let replaced = |segment| {
+                let next: Vec<_> = layout.next_owners(segment).collect();
+                layout.current_owners(segment).all(|id| !next.contains(&id))
+            };
+            if layout.segments.all().any(replaced) {
+                counts.add(Kind::Replaced, 1);
+            }
+        }
         if let Err(why) = layout.validate() {
             self.fail(format!("the layout of epoch {} is invalid: {why}", layout.epoch));
         }
@@ -75,6 +84,7 @@ impl Checker {
         if self.newest.as_ref().is_none_or(|newest| newest.epoch < layout.epoch) {
             self.newest = Some(layout.clone());
         }
+        true
     }
 
     /// The newest layout that anybody has installed.

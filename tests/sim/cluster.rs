@@ -7,21 +7,21 @@
 
 use crate::client::{self, Client, Command, Reply, Wish};
 use crate::counts::Kind;
-use crate::env::{Env, Event, Index, MS, Micros, Packet, SECOND, Timer, node_id};
-use crate::faults::Fault;
+use crate::env::{Env, Event, Index, MS, Micros, Packet, SECOND, Timer, index_of, node_id};
+use crate::faults::{AMBUSHES, Fault};
 use crate::node::{Disk, Ended, Process};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use thrifty::core::layout::{Kind as RingKind, Layout, Member, Phase, Replicas, Standing};
 use thrifty::core::node::RingId;
 use thrifty::core::quorum::Consistency;
-use thrifty::core::token::SegmentCount;
+use thrifty::core::token::{Segment, SegmentCount};
 
 /// The most nodes that a run makes, ever; masks of nodes have 32 bits.
-const MOST_NODES: usize = 16;
+const MOST_NODES: usize = 30;
 
 /// The most nodes that live in a ring at once.
-const MOST_AT_ONCE: usize = 7;
+const MOST_AT_ONCE: usize = 8;
 
 /// How long a healed ring may take to come to rest. The longest back-off is a minute, and it may be
 /// met more than once.
@@ -83,7 +83,7 @@ impl Cluster {
         };
         let layout = Arc::new(layout);
         for index in 0..nodes {
-            self.seats[index].disk = Some(Disk { layout: Some(layout.clone()), ..Disk::default() });
+            self.seats[index].disk = Some(Disk::of(layout.clone()));
             self.start(index);
         }
     }
@@ -205,6 +205,9 @@ impl Cluster {
     pub(crate) fn run(&mut self) -> Result<(), String> {
         (0..self.clients.len()).for_each(|client| client::think(&mut self.env, client));
         self.env.after(self.env.plan.fault_every, Event::Fault);
+        if self.env.plan.churn_every > 0 {
+            self.env.after(self.env.plan.churn_every, Event::Churn);
+        }
         let end = self.env.plan.duration;
         self.go_on(|cluster| cluster.env.now >= end)?;
         self.heal();
@@ -275,11 +278,28 @@ impl Cluster {
             Event::GivenUp(command) => self.replied(command, None),
             Event::Fault => {
                 if !self.env.healed {
-                    self.strike();
+                    if let Some(fault) = self.env.plan.clone().fault(&mut self.env.rng) {
+                        self.strike(fault);
+                    }
                     let again = self.env.rng.range(1, self.env.plan.fault_every * 2);
                     self.env.after(again, Event::Fault);
                 }
             }
+            Event::Churn => {
+                if !self.env.healed {
+                    let fault = self.env.rng.pick(&[Fault::Join, Fault::Leave]);
+                    self.strike(fault);
+                    let again = self.env.rng.range(1, self.env.plan.churn_every * 2);
+                    self.env.after(again, Event::Churn);
+                }
+            }
+            Event::Ambush => {
+                if !self.env.healed {
+                    let fault = self.env.rng.pick(&AMBUSHES);
+                    self.strike(fault);
+                }
+            }
+            Event::Operator => self.operate(),
             Event::CutEnds => self.env.gossip.cut(None, self.env.now),
             Event::DiskEmptied(index) => {
                 if let Some(process) = &self.seats[index].process {
@@ -334,8 +354,7 @@ impl Cluster {
         }
     }
 
-    fn strike(&mut self) {
-        let Some(fault) = self.env.plan.clone().fault(&mut self.env.rng) else { return };
+    fn strike(&mut self, fault: Fault) {
         let running = self.running();
         let Some(victim) = client::choose(&mut self.env, &running) else { return };
         self.env.note(|| format!("fault: {fault:?}, perhaps of {victim}"));
@@ -362,6 +381,13 @@ impl Cluster {
                 let delay = self.env.rng.range(50 * MS, 2 * SECOND);
                 self.env.after(delay, Event::CutEnds);
             }
+            Fault::Deaf => {
+                self.env.count(Kind::Deaf);
+                let few = self.env.rng.next() & self.env.rng.next();
+                let nodes = if self.env.rng.chance(500) { 1 << victim } else { few as u32 };
+                let until = self.env.now + self.env.rng.range(50 * MS, 4 * SECOND);
+                self.env.gossip.deafen(nodes, until);
+            }
             Fault::Mistake => {
                 self.env.count(Kind::Mistake);
                 let observer = self.env.rng.pick(&running);
@@ -384,19 +410,29 @@ impl Cluster {
                 let delay = self.env.rng.range(50 * MS, SECOND);
                 self.env.after(delay, Event::DiskEmptied(victim));
             }
-            Fault::Join => self.join(),
-            Fault::Leave => {
-                let staying = |seat: &&Seat| !seat.gone && !seat.dead && !seat.wants_out;
-                if self.seats.iter().filter(staying).count() > 1 {
-                    self.leave(victim);
-                }
-            }
+            // Several at once make one transition that replaces several owners of a segment.
+            Fault::Join => (0..=self.env.rng.below(3)).for_each(|_| self.join()),
+            Fault::Leave => self.some_leave(),
             Fault::LeaveAll => running.into_iter().for_each(|index| self.leave(index)),
             Fault::Removal => {
                 let down: Vec<Index> = (0..self.seats.len()).filter(|&index| !self.seats[index].alive).collect();
                 if let Some(index) = client::choose(&mut self.env, &down) {
                     self.ask_removal(index);
                 }
+            }
+        }
+    }
+
+    /// Owners of one segment leave, one of them or several, as long as somebody stays.
+    fn some_leave(&mut self) {
+        let Some(layout) = self.env.checker.newest().cloned() else { return };
+        let segment = Segment(self.env.rng.below(layout.segments.get() as u64) as u16);
+        let mut owners: Vec<Index> = layout.current_owners(segment).map(index_of).collect();
+        for _ in 0..=self.env.rng.below(3) {
+            let staying = |seat: &&Seat| !seat.gone && !seat.dead && !seat.wants_out;
+            if self.seats.iter().filter(staying).count() > 1 && !owners.is_empty() {
+                let at = self.env.rng.below(owners.len() as u64) as usize;
+                self.leave(owners.swap_remove(at));
             }
         }
     }
@@ -454,11 +490,19 @@ impl Cluster {
             }
             self.restart_later(index, 200 * MS);
         }
+        self.env.after(SECOND, Event::Operator);
+    }
+
+    /// After the faults an operator has those removed that are lost, again and again: the wish is
+    /// kept by whoever hears it, and a crash forgets it.
+    fn operate(&mut self) {
+        let Some(layout) = self.env.checker.newest().cloned() else { return };
         for index in 0..self.seats.len() {
-            if self.seats[index].dead {
+            if self.seats[index].dead && layout.is_member(self.seats[index].member.id) {
                 self.ask_removal(index);
             }
         }
+        self.env.after(SECOND, Event::Operator);
     }
 
     /// Whether one Stable layout of exactly the nodes that live is installed on all of them, and

@@ -5,7 +5,7 @@
 
 use crate::client::{Command, Reply, Wish};
 use crate::counts::Kind;
-use crate::env::{Env, Event, Index, MS, Micros, Packet, index_of};
+use crate::env::{Env, Event, Index, Micros, Packet, index_of};
 use crate::node::Process;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};

@@ -108,6 +108,12 @@ pub(crate) enum Event {
     GivenUp(u64),
     /// Something goes wrong on purpose.
     Fault,
+    /// Somebody joins or leaves.
+    Churn,
+    /// Something goes wrong because a layout is new.
+    Ambush,
+    /// After the faults, an operator looks after what remains to be done.
+    Operator,
     /// A fault that lasts ends.
     CutEnds,
     DiskEmptied(Index),
@@ -184,7 +190,7 @@ impl Env {
         let plan = Plan::random(&mut rng);
         Env {
             now: 0,
-            gossip: Gossip::new(plan.detect),
+            gossip: Gossip::new(plan.detect, plan.suspicion),
             checker: Checker::new(plan.keys.len()),
             plan,
             rng,
@@ -249,7 +255,9 @@ impl Env {
     }
 
     fn transmit(&mut self, from: Index, to: Index, packet: Packet) {
-        if !self.healed && (self.rng.chance(self.plan.lost) || self.gossip.is_cut(from, to)) {
+        let of_layouts = matches!(packet, Packet::Membership(_) | Packet::Layout(_) | Packet::Epoch(_));
+        let unheard = self.gossip.is_cut(from, to) || of_layouts && self.gossip.is_deaf(to, self.now);
+        if !self.healed && (unheard || self.rng.chance(self.plan.lost)) {
             self.count(Kind::Lost);
             self.note(|| format!("lost {from} -> {to} {packet:?}"));
             return;

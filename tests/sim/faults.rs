@@ -18,6 +18,8 @@ pub(crate) enum Fault {
     /// A node is lost with its disk. Never more than the ring can bear.
     Kill,
     Cut,
+    /// Some nodes hear nothing of layouts for a while, and serve on at their epoch.
+    Deaf,
     Mistake,
     ClockJump,
     DiskFull,
@@ -27,17 +29,22 @@ pub(crate) enum Fault {
     Removal,
 }
 
+/// What strikes at the worst moment: just after the first node has installed a new layout.
+pub(crate) const AMBUSHES: [Fault; 6] =
+    [Fault::Deaf, Fault::Deaf, Fault::Deaf, Fault::Cut, Fault::Crash, Fault::CrashAll];
+
 /// How often each fault strikes in the long run, relative to the others.
-const WEIGHTS: [(Fault, u64); 11] = [
+const WEIGHTS: [(Fault, u64); 12] = [
     (Fault::Crash, 6),
     (Fault::CrashAll, 1),
     (Fault::Kill, 1),
     (Fault::Cut, 4),
+    (Fault::Deaf, 6),
     (Fault::Mistake, 2),
     (Fault::ClockJump, 1),
     (Fault::DiskFull, 1),
-    (Fault::Join, 5),
-    (Fault::Leave, 4),
+    (Fault::Join, 8),
+    (Fault::Leave, 8),
     (Fault::LeaveAll, 1),
     (Fault::Removal, 2),
 ];
@@ -85,6 +92,12 @@ pub(crate) struct Plan {
 
     /// The pause between two faults.
     pub(crate) fault_every: Micros,
+    /// The pause between two joins or leaves, beside those that are faults; 0 for none.
+    pub(crate) churn_every: Micros,
+    /// How many new layouts in a thousand bring a fault with them.
+    pub(crate) ambush: u64,
+    /// How many in a thousand are under suspicion, for no reason.
+    pub(crate) suspicion: u64,
     weights: Vec<(Fault, u64)>,
 }
 
@@ -103,23 +116,27 @@ impl Plan {
         for (_, weight) in &mut weights {
             *weight *= rng.pick(&[0, 0, 1, 1, 4]);
         }
+        if !rng.chance(100) {
+            weights.retain(|(fault, _)| *fault != Fault::LeaveAll);
+        }
         let remove_after = match rng.below(3) {
             0 => Duration::from_millis(rng.range(800, 3_000)),
             _ => Duration::from_secs(300),
         };
-        let pull_timeout = Duration::from_millis(rng.range(700, 4_000));
+        // Progress is reported twice a second: a ring that is less patient never gets anywhere.
+        let pull_timeout = Duration::from_millis(rng.range(1_100, 3_000));
         Plan {
             nodes: rng.range(1, 7) as usize,
             replicas,
             segments: rng.pick(&[1, 1, 2, 4, 4, 8, 16]),
             keys: (0..keys).map(|key| Bytes::from(format!("k{key}"))).collect(),
-            clients: rng.range(1, 5) as usize,
-            think: rng.range(5 * MS, 60 * MS),
-            duration: rng.range(3 * SECOND, 8 * SECOND),
+            clients: rng.range(2, 7) as usize,
+            think: rng.range(2 * MS, 40 * MS),
+            duration: rng.range(5 * SECOND, 16 * SECOND),
             delay: rng.pick(&[300, 1_000, 1_000, 3_000, 15_000]),
             late: rng.pick(&[0, 10, 30, 100]),
             lateness: rng.range(20 * MS, 800 * MS),
-            lost: rng.pick(&[0, 0, 5, 20, 100]),
+            lost: rng.pick(&[0, 5, 20, 100, 200]),
             doubled: rng.pick(&[0, 0, 10, 50]),
             sync_delay: rng.range(MS, 50 * MS),
             ask_timeout: rng.range(60 * MS, 250 * MS),
@@ -128,10 +145,13 @@ impl Plan {
             detect: rng.range(100 * MS, 800 * MS),
             patience: Patience { pull_timeout, remove_after },
             skew_ms: rng.pick(&[0, 5, 500, 20_000]),
-            down: rng.range(50 * MS, 3 * SECOND),
+            down: rng.pick(&[100 * MS, 500 * MS, SECOND, 3 * SECOND]),
             in_turn: rng.chance(500),
-            raced: rng.pick(&[0, 50, 300]),
+            raced: rng.pick(&[0, 50, 300, 700]),
             fault_every: rng.range(100 * MS, 900 * MS),
+            churn_every: rng.pick(&[0, 500 * MS, 1_000 * MS, 2_000 * MS]),
+            ambush: rng.pick(&[0, 300, 700]),
+            suspicion: rng.pick(&[0, 0, 100, 400]),
             weights,
         }
     }

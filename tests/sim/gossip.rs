@@ -4,7 +4,8 @@
 //! never decides, so here it is made from the truth with a delay, cuts of the network included,
 //! and with plain mistakes on top.
 
-use crate::env::{Index, Micros, index_of};
+use crate::env::{Index, MS, Micros, index_of};
+use crate::rng::Rng;
 use thrifty::core::node::{Liveness, NodeId};
 
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +23,10 @@ pub(crate) struct Gossip {
     /// The two sides of a cut network, one bit a node, and since when.
     cut: Option<(u32, Micros)>,
     mistakes: Vec<(Index, Index, Micros)>,
+    /// Nodes that hear nothing of layouts, one bit a node, and until when.
+    deaf: (u32, Micros),
+    /// How many in a thousand are under suspicion, for no reason; it changes all the time.
+    suspicion: u64,
 }
 
 /// What one node believes at one moment.
@@ -45,8 +50,8 @@ impl View {
 }
 
 impl Gossip {
-    pub(crate) fn new(detect: Micros) -> Self {
-        Gossip { lives: Vec::new(), detect, cut: None, mistakes: Vec::new() }
+    pub(crate) fn new(detect: Micros, suspicion: u64) -> Self {
+        Gossip { lives: Vec::new(), detect, cut: None, mistakes: Vec::new(), deaf: (0, 0), suspicion }
     }
 
     /// A node came to life or lost it.
@@ -75,9 +80,20 @@ impl Gossip {
         self.mistakes.push((observer, subject, until));
     }
 
+    /// Nothing about layouts reaches these nodes for a while.
+    pub(crate) fn deafen(&mut self, nodes: u32, until: Micros) {
+        self.deaf = (nodes, until);
+    }
+
+    pub(crate) fn is_deaf(&self, node: Index, now: Micros) -> bool {
+        now < self.deaf.1 && self.deaf.0 >> node & 1 != 0
+    }
+
     pub(crate) fn heal(&mut self) {
         self.cut = None;
         self.mistakes.clear();
+        self.deaf = (0, 0);
+        self.suspicion = 0;
     }
 
     /// What `observer` believes.
@@ -94,6 +110,12 @@ impl Gossip {
             let mistaken = |m: &(Index, Index, Micros)| m.0 == observer && m.1 == subject && now < m.2;
             if self.mistakes.iter().any(mistaken) {
                 gone_for = Micros::MAX;
+            }
+            if self.suspicion > 0 && gone_for < detect {
+                let what = (observer as u64) << 40 | (subject as u64) << 32 | now / (100 * MS);
+                if Rng::new(what).chance(self.suspicion) {
+                    gone_for = gone_for.max(detect / 2);
+                }
             }
             if observer == subject || gone_for < detect / 2 {
                 view.up |= 1 << subject;

@@ -118,3 +118,44 @@ fn same_seed_same_trace() {
         assert_eq!(one, two, "seed {seed}");
     }
 }
+
+/// Plants each deliberate mistake and counts the seeds until a check fails. A simulator that lets
+/// one pass would let its like pass when somebody makes it by accident.
+#[cfg(feature = "mutants")]
+#[test]
+fn every_mutant_is_caught() {
+    use thrifty::core::mutants::{Mutant, plant};
+    let (first, many) = (setting("THRIFTY_SIM_FIRST_SEED", 0), setting("THRIFTY_SIM_MUTANT_SEEDS", 3_000));
+    let only = std::env::var("THRIFTY_SIM_MUTANT").ok();
+    let mutants = Mutant::ALL.into_iter().filter(|m| only.as_ref().is_none_or(|only| format!("{m:?}") == *only));
+    let mutants: Vec<Mutant> = mutants.collect();
+    // Panics are caught and count; their usual reports would drown the table.
+    std::panic::set_hook(Box::new(|_| {}));
+    let next = AtomicU64::new(0);
+    let caught = Mutex::new(vec![None::<(u64, String)>; mutants.len()]);
+    let work = || {
+        while let Some(&mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+            plant(Some(mutant));
+            let failure = (first..first + many).find_map(|seed| run(seed, false).0.err().map(|why| (seed, why)));
+            plant(None);
+            let at = mutants.iter().position(|known| *known == mutant).unwrap();
+            caught.lock().unwrap()[at] = failure;
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    std::thread::scope(|scope| {
+        (0..threads).for_each(|_| drop(scope.spawn(work)));
+    });
+    let _ = std::panic::take_hook();
+    let caught = caught.into_inner().unwrap();
+    for (mutant, failure) in mutants.iter().zip(&caught) {
+        match failure {
+            Some((seed, why)) => {
+                let why: String = why.lines().next().unwrap_or_default().chars().take(110).collect();
+                eprintln!("{:<28} {:>6} seeds  {why}", format!("{mutant:?}"), seed - first + 1);
+            }
+            None => eprintln!("{:<28} not within {many} seeds", format!("{mutant:?}")),
+        }
+    }
+    assert!(caught.iter().all(Option::is_some), "some mutants were not caught");
+}

@@ -88,6 +88,11 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
+    /// Of a member of this layout.
+    pub(crate) fn of(layout: Arc<Layout>) -> Self {
+        Disk { layout: Some(layout), ..Disk::default() }
+    }
+
     /// Whether it was a member of a Stable layout.
     pub(crate) fn is_settled(&self) -> bool {
         self.settled
@@ -299,7 +304,10 @@ impl Process {
             return;
         }
         env.note(|| format!("{} installs {} {}", self.index, layout.epoch, layout.phase.name()));
-        env.checker.installed(&layout, &mut env.counts);
+        if env.checker.installed(&layout, &mut env.counts) && env.rng.chance(env.plan.ambush) {
+            let delay = env.rng.below(150 * MS);
+            env.after(delay, Event::Ambush);
+        }
         self.disk.layout = Some(layout.clone());
         self.replica.install(layout.clone()).expect("no engine fails here");
         self.membership.installed(layout.clone(), env.moment());

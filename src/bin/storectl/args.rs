@@ -1,15 +1,11 @@
 //! The command line.
 
+use crate::TOOL;
 use crate::common::options::{Care, Connect};
 use crate::member::NodeName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Ask a ring how it is, and change who is in it.
-#[derive(Parser)]
-#[command(
-    version,
-    about,
-    after_help = "\
+const EXAMPLES: &str = "\
 Examples:
   storectl status                           how the ring on this machine is doing
   storectl --peer 10.0.0.5:9900 status      how that node's ring is doing
@@ -20,8 +16,11 @@ Examples:
 NODE is a node's id, its first digits (4 at least), or its HOST:PORT.
 
 Exit codes: 0 ok, 1 no such node, 2 wrong usage, 3 unavailable (nothing done), 4 refused or conflict,
-5 outcome unknown."
-)]
+5 outcome unknown.";
+
+/// Ask a ring how it is, and change who is in it.
+#[derive(Parser)]
+#[command(name = TOOL, version, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) target: Target,

@@ -1,0 +1,246 @@
+//! The servers' options.
+
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use thrifty::core::layout::{Kind, MAX_NAME_BYTES, Replicas};
+use thrifty::core::node::Address;
+use thrifty::core::token::SegmentCount;
+use thrifty::core::transition::Patience;
+use thrifty::location::LocationConfig;
+use thrifty::node::Command;
+
+/// An option that makes no sense, for the exit code.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+#[derive(Clone, Copy, ValueEnum, Debug)]
+enum OnTerm {
+    Leave,
+    Stop,
+}
+
+#[derive(Parser, Debug)]
+#[command(version)]
+pub(crate) struct Options {
+    /// As in `[[PEER] PORT]`: a port, or a node to ask and a port.
+    #[arg(value_name = "[PEER] PORT", num_args = 0..=2)]
+    place: Vec<String>,
+
+    /// Port on 127.0.0.1; without it, the port of the directory that is resumed, or the next free
+    /// one from 9900 on.
+    #[arg(long, env = "THRIFTY_PORT", conflicts_with = "listen")]
+    port: Option<u16>,
+
+    /// Address to listen on.
+    #[arg(long, value_name = "HOST:PORT", env = "THRIFTY_LISTEN")]
+    listen: Option<SocketAddr>,
+
+    /// Address that others reach this node at, if it isn't the one it listens on.
+    #[arg(long, value_name = "HOST:PORT", env = "THRIFTY_ADVERTISE")]
+    pub(crate) advertise: Option<Address>,
+
+    /// Listen on other addresses than loopback, without encryption: anybody who can reach the port can
+    /// then read and change everything.
+    #[arg(long)]
+    insecure: bool,
+
+    /// A node to ask, instead of scanning this machine; may be given several times.
+    #[arg(long, value_name = "HOST:PORT", env = "THRIFTY_PEER", value_delimiter = ',')]
+    peer: Vec<Address>,
+
+    /// Make a new ring, alone, without looking for one.
+    #[arg(long)]
+    bootstrap: bool,
+
+    /// The ring's name.
+    #[arg(long, value_name = "NAME", default_value = "thrifty", env = "THRIFTY_RING")]
+    pub(crate) ring: String,
+
+    /// Owners per segment, or `all`: counts when the ring is made. [default: 3]
+    #[arg(long, value_name = "N", env = "THRIFTY_REPLICAS", value_parser = replicas)]
+    replicas: Option<Replicas>,
+
+    /// Segments of the ring, a power of two up to 65536: counts when the ring is made. [default: 1024]
+    #[arg(long, value_name = "Q", env = "THRIFTY_SEGMENTS", value_parser = segments)]
+    segments: Option<SegmentCount>,
+
+    /// Owners of a segment are spread over distinct zones while there are enough.
+    #[arg(long, value_name = "NAME", default_value = "", env = "THRIFTY_ZONE", hide_default_value = true)]
+    zone: String,
+
+    /// This node's share of the keys, relative to the others'.
+    #[arg(long, value_name = "W", default_value_t = 1, env = "THRIFTY_WEIGHT",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    weight: u32,
+
+    /// Where to keep the data. [default: ./thrifty-data/PORT]
+    #[arg(long, value_name = "DIR", env = "THRIFTY_DATA_DIR", conflicts_with = "memory")]
+    pub(crate) data_dir: Option<PathBuf>,
+
+    /// Keep everything in memory only: the data is gone when enough nodes are.
+    #[arg(long)]
+    pub(crate) memory: bool,
+
+    /// How long to wait, on leaving, for others to take over.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    leave_timeout: u64,
+
+    /// After how long a member that is down is removed from the ring.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    remove_after: u64,
+
+    /// After how long without progress a handover is given up and tried again later.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pull_timeout: u64,
+
+    /// What SIGTERM does: `leave` hands over and leaves the ring, `stop` stays a member (for a service
+    /// manager that starts the node again).
+    #[arg(long, value_enum, default_value = "leave")]
+    on_term: OnTerm,
+
+    /// Threads that serve; by default one, or more on a machine with many cores.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+}
+
+fn replicas(text: &str) -> Result<Replicas, String> {
+    match text.parse::<u16>() {
+        _ if text == "all" => Ok(Replicas::All),
+        Ok(count) if count > 0 => Ok(Replicas::Count(count)),
+        _ => Err("replicas must be a number from 1 to 65535, or `all`".into()),
+    }
+}
+
+fn segments(text: &str) -> Result<SegmentCount, String> {
+    let count = text.parse::<u64>().map_err(|error| error.to_string())?;
+    SegmentCount::new(count).map_err(|error| error.to_string())
+}
+
+const STORE_EXAMPLES: &str = "\
+Examples:
+  storeserver                        a node; again in another terminal: a second one, in the same ring
+  storeserver --port 9950            on a port of its own
+  storeserver --peer 10.0.0.7:9900 --listen 10.0.0.8:9900 --insecure
+                                     a node of a ring that spans machines
+  storeserver --memory               nothing on disk
+  storeserver --data-dir old/9901 --port 9955
+                                     a member that moved to another port
+
+Ctrl-C hands this node's keys to the others and leaves the ring.";
+
+const LOCATION_EXAMPLES: &str = "\
+Examples:
+  location                           a node of the location service alone
+  location 9905                      on a port of its own
+  location localhost:9900 9901       ask the node at localhost:9900, listen on 9901";
+
+impl Options {
+    /// Reads the command line, or ends the program with a message.
+    pub(crate) fn read(kind: Kind) -> Parsed {
+        let (name, about, examples) = match kind {
+            Kind::Store => ("storeserver", "Runs a node of the store: finds the ring, or makes one", STORE_EXAMPLES),
+            Kind::Location => ("location", "Runs a node of the location service alone", LOCATION_EXAMPLES),
+        };
+        let command = Options::command().name(name).about(about).after_help(examples);
+        let options = Options::from_arg_matches(&command.clone().get_matches()).unwrap_or_else(|error| error.exit());
+        match Parsed::new(options) {
+            Ok(parsed) => parsed,
+            Err(Usage(why)) => command.clone().error(clap::error::ErrorKind::ValueValidation, why).exit(),
+        }
+    }
+}
+
+/// Options that make sense together.
+#[derive(Debug)]
+pub(crate) struct Parsed {
+    pub(crate) options: Options,
+    /// Where to listen, if that was said.
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) peers: Vec<Address>,
+    pub(crate) threads: Option<usize>,
+    pub(crate) on_term: Command,
+}
+
+impl std::ops::Deref for Parsed {
+    type Target = Options;
+
+    fn deref(&self) -> &Options {
+        &self.options
+    }
+}
+
+impl Parsed {
+    fn new(options: Options) -> Result<Self, Usage> {
+        let mut peers = options.peer.clone();
+        let (peer, port) = match &options.place[..] {
+            [] => (None, None),
+            [port] => (None, Some(port)),
+            [peer, port, ..] => (Some(peer), Some(port)),
+        };
+        if let Some(peer) = peer {
+            peers.push(peer.parse().map_err(|error| Usage(format!("{error}")))?);
+        }
+        let port = match port {
+            Some(_) if options.port.is_some() || options.listen.is_some() => {
+                return Err(Usage("the port is given twice: leave one out".into()));
+            }
+            Some(port) => Some(port.parse().map_err(|_| Usage(format!("{port:?} is not a port: give a number from 1 to 65535")))?),
+            None => options.port,
+        };
+        let listen = options.listen.or(port.map(|port| SocketAddr::from(([127, 0, 0, 1], port))));
+        if let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) {
+            if !options.insecure {
+                return Err(Usage(format!(
+                    "{listen} can be reached from other machines, and the traffic is not encrypted: \
+                     add --insecure if that is what you want"
+                )));
+            }
+            if listen.ip().is_unspecified() && options.advertise.is_none() {
+                return Err(Usage(format!("with --listen {listen}, say with --advertise HOST:PORT how others reach this node")));
+            }
+        }
+        let name = |what, text: &str| match text.len() > MAX_NAME_BYTES {
+            true => Err(Usage(format!("the {what}'s name has more than {MAX_NAME_BYTES} bytes"))),
+            false => Ok(()),
+        };
+        name("ring", &options.ring)?;
+        name("zone", &options.zone)?;
+        if options.ring.is_empty() {
+            return Err(Usage("the ring's name is empty".into()));
+        }
+        let threads = options.threads.map(usize::from);
+        let on_term = match options.on_term {
+            OnTerm::Leave => Command::Leave,
+            OnTerm::Stop => Command::Stop,
+        };
+        Ok(Parsed { listen, peers, threads, on_term, options })
+    }
+
+    pub(crate) fn location_config(&self) -> LocationConfig {
+        LocationConfig {
+            ring_name: self.ring.clone(),
+            replicas: self.replicas,
+            segments: self.segments,
+            zone: self.zone.clone(),
+            weight: self.weight,
+            peers: self.peers.clone(),
+            bootstrap: self.bootstrap,
+            patience: Patience {
+                pull_timeout: Duration::from_secs(self.pull_timeout),
+                remove_after: Duration::from_secs(self.remove_after),
+            },
+            leave_timeout: Duration::from_secs(self.leave_timeout),
+            ..LocationConfig::default()
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Where a node lives: which directory, and which port.
+//!
+//! Without options a server resumes the first directory under `./thrifty-data/` that nobody uses
+//! and that holds a membership, on that directory's port; else one whose node left its ring; else
+//! it takes the next free port and a directory of that name.
+
+use super::options::Parsed;
+use anyhow::{Context, bail};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use thrifty::core::layout::Kind;
+use thrifty::core::node::Address;
+use thrifty::location::state::{Memory, peek};
+use thrifty::storage::data_dir::{DataDir, DataDirError};
+use thrifty::wire::channel::LOOPBACK_PORTS;
+use tokio::net::TcpListener;
+
+/// Under which the directories of nodes are, one a port.
+const ROOT: &str = "thrifty-data";
+
+/// A bound listener, and the directory that goes with it.
+pub(crate) struct Place {
+    pub(crate) listener: TcpListener,
+    pub(crate) address: Address,
+    pub(crate) directory: Option<Arc<DataDir>>,
+}
+
+/// Chooses; `again` is where the node listened that starts over in the same process.
+pub(crate) async fn choose(kind: Kind, options: &Parsed, again: Option<Address>) -> anyhow::Result<Place> {
+    let again: Option<SocketAddr> = again.and_then(|address| address.as_str().parse().ok());
+    let listen = options.listen.or(again);
+    if options.memory {
+        let listener = match listen {
+            Some(address) => bind(address).await?,
+            None => next_free_port(|_| true).await?,
+        };
+        return place(options, listener, None);
+    }
+    if let Some(path) = &options.data_dir {
+        let directory = DataDir::open(path)?;
+        fits(kind, options, &directory)?;
+        let listener = match listen {
+            Some(address) => bind(address).await?,
+            None => next_free_port(|_| true).await?,
+        };
+        return place(options, listener, Some(directory));
+    }
+    if let Some(address) = listen {
+        // Bound first: a port in use is the clearer message than its directory in use.
+        let listener = bind(address).await?;
+        let port = listener.local_addr()?.port();
+        let directory = DataDir::open(of_port(port))?;
+        fits(kind, options, &directory)?;
+        return place(options, listener, Some(directory));
+    }
+    for wanted in [Memory::Member(kind), Memory::Left(kind)] {
+        for path in DataDir::candidates(ROOT) {
+            let Some(port) = port_of(&path) else { continue };
+            let Some(directory) = unused(&path)? else { continue };
+            let (memory, ring) = peek(&directory.vault()).with_context(|| format!("{}", path.display()))?;
+            if memory == wanted
+                && ring.as_deref() == Some(&options.ring)
+                && let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await
+            {
+                return place(options, listener, Some(directory));
+            }
+        }
+    }
+    loop {
+        let mut directory = None;
+        let listener = next_free_port(|port| {
+            let opened = DataDir::open(of_port(port)).ok();
+            directory = opened.filter(|d| fits(kind, options, d).is_ok() && peek(&d.vault()).is_ok_and(|(m, _)| m == Memory::Fresh));
+            directory.is_some()
+        })
+        .await?;
+        if directory.is_some() {
+            return place(options, listener, directory);
+        }
+    }
+}
+
+fn place(options: &Parsed, listener: TcpListener, directory: Option<DataDir>) -> anyhow::Result<Place> {
+    let bound = listener.local_addr().context("the bound address can't be read")?;
+    let address = options.advertise.clone().unwrap_or_else(|| bound.into());
+    Ok(Place { listener, address, directory: directory.map(Arc::new) })
+}
+
+fn of_port(port: u16) -> PathBuf {
+    Path::new(ROOT).join(port.to_string())
+}
+
+fn port_of(path: &Path) -> Option<u16> {
+    path.file_name()?.to_str()?.parse().ok()
+}
+
+/// The directory, unless somebody else uses it.
+fn unused(path: &Path) -> anyhow::Result<Option<DataDir>> {
+    match DataDir::open(path) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(DataDirError::InUse { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a directory can be this node's: of the same kind and ring, or new.
+fn fits(kind: Kind, options: &Parsed, directory: &DataDir) -> anyhow::Result<()> {
+    let path = directory.path().display();
+    let (memory, ring) = peek(&directory.vault()).with_context(|| format!("{path}"))?;
+    let of = match memory {
+        Memory::Fresh => return Ok(()),
+        Memory::Member(of) | Memory::Left(of) => of,
+    };
+    if of != kind {
+        let (theirs, program) = match of {
+            Kind::Store => ("store", "storeserver"),
+            Kind::Location => ("location", "location"),
+        };
+        bail!("{path} belongs to a {theirs} node: start it with `{program}`, or give another --data-dir");
+    }
+    match ring {
+        Some(ring) if ring != options.ring => {
+            bail!("{path} belongs to ring {ring:?}: give --ring {ring:?}, or another --data-dir")
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            bail!("{address} is in use: choose another port with --port, or leave it out to take the next free one")
+        }
+        Err(error) => Err(error).with_context(|| format!("{address} can't be listened on")),
+    }
+}
+
+/// The first port of the range that can be bound and that `suits`.
+async fn next_free_port(mut suits: impl FnMut(u16) -> bool) -> anyhow::Result<TcpListener> {
+    for port in LOOPBACK_PORTS {
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await
+            && suits(port)
+        {
+            return Ok(listener);
+        }
+    }
+    let (first, last) = (LOOPBACK_PORTS.start(), LOOPBACK_PORTS.end());
+    bail!("no port from {first} to {last} is free with a directory to use: give one with --port and --data-dir")
+}

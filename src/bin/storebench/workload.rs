@@ -1,0 +1,161 @@
+//! What is asked: keys, values, and which of them next.
+//!
+//! All is made before the measurement. A request takes slices of two big buffers, so that sending
+//! it costs this program as little as can be.
+
+use crate::args::Load;
+use crate::common::{Exit, Failure};
+use bytes::Bytes;
+
+/// Which requests there are.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Mode {
+    /// Writes.
+    Put,
+    /// Reads.
+    Get,
+    /// Both.
+    Mix {
+        /// Which part of them are reads.
+        read_ratio: f64,
+    },
+}
+
+/// One request.
+pub(crate) enum Ask {
+    /// Store this value under this key.
+    Put(Bytes, Bytes),
+    /// Read this key.
+    Get(Bytes),
+}
+
+/// The most memory that the keys may take.
+const MAX_KEYS_BYTES: u64 = 4 << 30;
+
+/// Values are stretches of one pool of random bytes, which is longer than a value by so much.
+const SPARE_BYTES: usize = 4096;
+
+/// Everything that can be asked.
+pub(crate) struct Workload {
+    keys: Bytes,
+    key_bytes: usize,
+    count: u64,
+    values: Bytes,
+    value_bytes: usize,
+    /// A request is a read if a random number of 63 bits is less than this.
+    reads_below: u64,
+    in_order: bool,
+}
+
+impl Workload {
+    /// Keys and values as the command line wants them.
+    pub(crate) fn new(load: &Load, mode: Mode) -> Result<Self, Failure> {
+        let (count, key_bytes) = (load.keys, load.key_bytes);
+        let digits = (count - 1).checked_ilog10().map_or(1, |log| log as usize + 1);
+        if key_bytes < digits {
+            let message = format!("{count} different keys need --key-bytes {digits} or more");
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        if count.saturating_mul(key_bytes as u64) > MAX_KEYS_BYTES {
+            let message = "so many keys take more than 4 GiB of memory: choose fewer --keys or --key-bytes";
+            return Err(Failure::new(Exit::Usage, message));
+        }
+        let mut keys = vec![b'0'; count as usize * key_bytes];
+        for (mut number, key) in (0..count).zip(keys.chunks_exact_mut(key_bytes)) {
+            for digit in key.iter_mut().rev().take(digits) {
+                *digit = b'0' + (number % 10) as u8;
+                number /= 10;
+            }
+        }
+        let mut random = Random::new(0);
+        let values: Vec<u8> = (0..load.value_bytes + SPARE_BYTES).map(|_| random.next() as u8).collect();
+        let read_ratio = match mode {
+            Mode::Put => 0.0,
+            Mode::Get => 1.0,
+            Mode::Mix { read_ratio } => read_ratio,
+        };
+        Ok(Workload {
+            keys: keys.into(),
+            key_bytes,
+            count,
+            values: values.into(),
+            value_bytes: load.value_bytes,
+            reads_below: (read_ratio * (1u64 << 63) as f64) as u64,
+            in_order: false,
+        })
+    }
+
+    /// The same keys, each of which is stored once.
+    pub(crate) fn preload(&self) -> Self {
+        let (keys, values) = (self.keys.clone(), self.values.clone());
+        Workload { keys, values, reads_below: 0, in_order: true, ..*self }
+    }
+
+    /// The request of this number.
+    pub(crate) fn ask(&self, number: u64, random: &mut Random) -> Ask {
+        let index = if self.in_order { number % self.count } else { random.below(self.count) };
+        let start = index as usize * self.key_bytes;
+        let key = self.keys.slice(start..start + self.key_bytes);
+        if random.next() >> 1 < self.reads_below {
+            return Ask::Get(key);
+        }
+        let start = random.below(SPARE_BYTES as u64) as usize;
+        Ask::Put(key, self.values.slice(start..start + self.value_bytes))
+    }
+}
+
+/// The splitmix64 generator: a few instructions, and good enough to choose keys.
+pub(crate) struct Random(u64);
+
+impl Random {
+    /// A sequence of its own for each seed.
+    pub(crate) fn new(seed: u64) -> Self {
+        Random(seed.wrapping_mul(0xd134_2543_de82_ef95))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, count: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(count)) >> 64) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn reads(mode: Mode, args: &[&str]) -> (usize, HashSet<Bytes>) {
+        let load = crate::args::load_of(args);
+        let (workload, mut random) = (Workload::new(&load, mode).unwrap(), Random::new(1));
+        let asks: Vec<Ask> = (0..1000).map(|number| workload.ask(number, &mut random)).collect();
+        let reads = asks.iter().filter(|ask| matches!(ask, Ask::Get(_))).count();
+        (reads, asks.into_iter().map(|(Ask::Get(key) | Ask::Put(key, _))| key).collect())
+    }
+
+    #[test]
+    fn the_parts_and_keys_are_those_asked_for() {
+        assert_eq!(reads(Mode::Get, &[]).0, 1000);
+        assert_eq!(reads(Mode::Put, &[]).0, 0);
+        assert!((400..600).contains(&reads(Mode::Mix { read_ratio: 0.5 }, &[]).0));
+        let (_, keys) = reads(Mode::Put, &["--keys", "10", "--key-bytes", "3"]);
+        assert_eq!(keys, (0..10).map(|n| Bytes::from(format!("{n:03}"))).collect());
+    }
+
+    #[test]
+    fn keys_must_fit() {
+        let check = |keys, bytes, good| {
+            let load = crate::args::load_of(&["--keys", keys, "--key-bytes", bytes]);
+            assert_eq!(Workload::new(&load, Mode::Put).is_ok(), good, "{keys} of {bytes}");
+        };
+        check("1", "1", true);
+        check("10", "1", true);
+        check("11", "1", false);
+        check("1", "0", false);
+    }
+}

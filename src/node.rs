@@ -1,0 +1,196 @@
+//! One node, put together: `run` binds nothing and reads no arguments, so that tests and other
+//! programs start nodes the way the programs do.
+//!
+//! The order matters: the listener is bound already, then the node serves, and only then does it
+//! look for a ring, so that of several that start at once no two miss each other. At the end it
+//! goes on serving until it is out of the ring, then lets the requests it works on finish.
+
+use crate::core::node::Address;
+use crate::location::state::NodeState;
+use crate::location::{Departure, Location, LocationConfig, LocationError, NoSegments, SegmentHost, agent};
+#[cfg(feature = "store")]
+use crate::store::{FreeSpace, Store, commit::AnyEngine};
+use crate::wire::DESCRIPTORS;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+/// How long requests that are being worked on may take to finish once the node is out.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Streams that one connection may have open at once: what one client can ask for in parallel.
+const MAX_STREAMS: u32 = 4096;
+
+/// A connection that is silent for so long is asked whether it lives, and closed if it doesn't.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// What a node is told while it runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// Hand over and leave the ring.
+    Leave,
+    /// Stop at once and stay a member.
+    Stop,
+}
+
+/// Why a node ended in an error.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// It could not take part in a ring.
+    #[error(transparent)]
+    Location(#[from] LocationError),
+    /// Its storage failed: it stopped so as not to say anything that it can't keep.
+    #[error("the storage failed, and the node stopped so as not to acknowledge what it can't keep: {0}")]
+    Storage(String),
+    /// Serving failed.
+    #[error("serving failed: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// What a node does besides being in the ring.
+pub enum Role {
+    /// Nothing: it only knows who owns what.
+    Location,
+    /// It stores keys.
+    #[cfg(feature = "store")]
+    Store {
+        /// Where.
+        engine: AnyEngine,
+        /// How much room there is left.
+        free_space: Option<FreeSpace>,
+    },
+}
+
+impl std::fmt::Debug for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::Location => "Location",
+            #[cfg(feature = "store")]
+            Role::Store { .. } => "Store",
+        })
+    }
+}
+
+/// What a node is made of.
+#[derive(Debug)]
+pub struct Node {
+    /// Where others reach it.
+    pub address: Address,
+    /// What it remembers.
+    pub state: NodeState,
+    /// Whether that survives a restart.
+    pub durable: bool,
+    /// How it takes part in the ring.
+    pub config: LocationConfig,
+    /// What it does.
+    pub role: Role,
+}
+
+/// Runs a node on a bound listener until it leaves, is removed or told to stop.
+pub async fn run(listener: TcpListener, node: Node, mut commands: mpsc::Receiver<Command>) -> Result<Departure, NodeError> {
+    let Node { address, state, durable, config, role } = node;
+    let host: Arc<dyn SegmentHost>;
+    #[cfg(feature = "store")]
+    let mut store: Option<Store> = None;
+    match role {
+        Role::Location => host = Arc::new(NoSegments),
+        #[cfg(feature = "store")]
+        Role::Store { engine, free_space } => {
+            let made = Store::new(&state, engine, free_space);
+            host = Arc::new(made.clone());
+            store = Some(made);
+        }
+    }
+    let (location, agent) = agent::start(address, config, state, durable, host);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let mut routes = Routes::new(health_service)
+        .add_service(crate::location::service::location_service(location.clone()))
+        .add_service(crate::location::service::peer_service(location.clone()));
+    // What the standard tools ask for, in both of its versions. The descriptors were compiled in.
+    let described = || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    if let (Ok(v1), Ok(alpha)) = (described().build_v1(), described().build_v1alpha()) {
+        routes = routes.add_service(v1).add_service(alpha);
+    }
+    let mut broken: std::pin::Pin<Box<dyn Future<Output = String> + Send>> = Box::pin(std::future::pending());
+    #[cfg(feature = "store")]
+    if let Some(store) = &store {
+        store.attach(location.clone());
+        routes = routes
+            .add_service(crate::store::service::store_service(store.clone()))
+            .add_service(crate::store::service::peer_service(store.clone()));
+        let watched = store.clone();
+        broken = Box::pin(async move { watched.failed().await });
+    }
+    let (stop_serving, stopped) = oneshot::channel::<()>();
+    let serve = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .add_routes(routes.prepare())
+        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async {
+            let _told_or_dropped = stopped.await;
+        });
+    let mut server = tokio::spawn(serve);
+    let ready = tokio::spawn(say_when_ready(location.clone(), health));
+    #[cfg(feature = "store")]
+    let housekeeping = store.as_ref().map(|store| tokio::spawn(store.clone().housekeeping()));
+
+    let mut agent = std::pin::pin!(agent);
+    let ended = loop {
+        tokio::select! {
+            departure = &mut agent => break departure.map_err(NodeError::from),
+            served = &mut server => match served {
+                Ok(Ok(())) => break Ok(Departure::Stopped),
+                Ok(Err(error)) => break Err(error.into()),
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            },
+            why = &mut broken => break Err(NodeError::Storage(why)),
+            // A closed channel sends nothing any more: the branch is then off.
+            Some(command) = commands.recv() => match command {
+                Command::Leave => location.leave().await,
+                Command::Stop => location.stop().await,
+            },
+        }
+    };
+    ready.abort();
+    drop(stop_serving);
+    #[cfg(feature = "store")]
+    if let (Some(store), Ok(_)) = (&store, &ended) {
+        drain(store).await;
+        if let Some(housekeeping) = housekeeping {
+            housekeeping.abort();
+        }
+        let store = store.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.flush()).await {
+            return Err(NodeError::Storage(error.to_string()));
+        }
+    }
+    server.abort();
+    ended
+}
+
+/// Waits until no client request is being worked on any more, or for long enough.
+#[cfg(feature = "store")]
+async fn drain(store: &Store) {
+    let end = tokio::time::Instant::now() + DRAIN;
+    while store.in_flight() > 0 && tokio::time::Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn say_when_ready(location: Location, health: tonic_health::server::HealthReporter) {
+    use tonic_health::ServingStatus::{NotServing, Serving};
+    health.set_service_status("", NotServing).await;
+    let mut layouts = location.watch();
+    if layouts.wait_for(Option::is_some).await.is_ok() {
+        for service in ["", "thrifty.location.v1.Location", "thrifty.store.v1.Store"] {
+            health.set_service_status(service, Serving).await;
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Group commit: one thread through which all writes of a node pass, so that those which wait at
+//! the same time share one fsync.
+//!
+//! While the disk is busy with one batch the next one gathers in the queue; that alone makes
+//! batches as large as the load asks for, and adds no wait where there is none. An engine that
+//! keeps nothing needs no thread: its writes are done on the spot.
+
+use crate::core::replica_request::{Answer, Ask};
+use crate::location::state::save_clock;
+use crate::replica::{Handled, Replica, Request};
+use crate::storage::StorageError;
+use crate::storage::engine::Engine;
+use crate::storage::vault::Vault;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Writes that may wait for the committer. Past that their senders wait, and so on up to the door.
+const QUEUE: usize = 16_384;
+
+/// The most writes of one batch: enough that the fsync is shared by all that a node has in flight,
+/// small enough that the first of them does not wait long for the last.
+const MAX_BATCH: usize = 1024;
+
+/// The same in bytes of values.
+const MAX_BATCH_BYTES: usize = 16 << 20;
+
+/// The engine of a running node.
+pub type AnyEngine = Arc<dyn Engine>;
+
+/// What becomes of a question to the node's own replica.
+#[derive(Debug)]
+pub enum Asked {
+    /// It is answered.
+    Now(Answer),
+    /// It will be. Dropped without an answer, it counts as silence.
+    Later(oneshot::Receiver<Answer>),
+    /// The asker's epoch is newer: install its layout, then ask again.
+    Behind(Request),
+}
+
+struct Job {
+    request: Request,
+    done: oneshot::Sender<Answer>,
+}
+
+/// See the module's documentation.
+pub struct Committer {
+    replica: Arc<Replica<AnyEngine>>,
+    vault: Arc<dyn Vault>,
+    jobs: Option<mpsc::Sender<Job>>,
+    durable: watch::Receiver<u64>,
+    failed: watch::Sender<Option<String>>,
+}
+
+impl std::fmt::Debug for Committer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Committer").finish_non_exhaustive()
+    }
+}
+
+impl Committer {
+    /// Starts the committer's thread, if the engine needs one. After an error of the engine nothing
+    /// is acknowledged any more, and `failed` says why: the process has to end.
+    pub fn start(
+        replica: Arc<Replica<AnyEngine>>,
+        vault: Arc<dyn Vault>,
+        failed: watch::Sender<Option<String>>,
+    ) -> Result<Self, StorageError> {
+        let (publish, durable) = watch::channel(0);
+        let mut committer = Committer { replica, vault, jobs: None, durable, failed };
+        if committer.replica.engine().needs_sync() {
+            let (jobs, inbox) = mpsc::channel(QUEUE);
+            let (replica, vault, failed) =
+                (committer.replica.clone(), committer.vault.clone(), committer.failed.clone());
+            let commit = move || {
+                if let Err(error) = commit_all(&replica, &*vault, inbox, &publish) {
+                    failed.send_replace(Some(error.to_string()));
+                }
+            };
+            let thread = std::thread::Builder::new().name("committer".into()).spawn(commit);
+            thread.map_err(|source| StorageError::Io { what: "starting the committer's thread".into(), source })?;
+            committer.jobs = Some(jobs);
+        }
+        Ok(committer)
+    }
+
+    /// The replica.
+    pub fn replica(&self) -> &Arc<Replica<AnyEngine>> {
+        &self.replica
+    }
+
+    /// Puts a question to the replica.
+    pub async fn ask(&self, request: Request) -> Asked {
+        match &self.jobs {
+            Some(jobs) if matches!(request.ask, Ask::Write(_)) => {
+                if request.epoch > self.replica.layout().epoch {
+                    return Asked::Behind(request);
+                }
+                let (done, answer) = oneshot::channel();
+                // A committer that is gone drops `done`, which counts as silence.
+                let _gone = jobs.send(Job { request, done }).await;
+                Asked::Later(answer)
+            }
+            _ => self.on_the_spot(request),
+        }
+    }
+
+    fn on_the_spot(&self, request: Request) -> Asked {
+        let handled = self.replica.handle(std::slice::from_ref(&request));
+        match handled.map(|mut all| all.pop()) {
+            Ok(Some(Handled::Now(answer))) => Asked::Now(answer),
+            Ok(Some(Handled::AfterSync(answer, number))) => {
+                let (done, later) = oneshot::channel();
+                let mut durable = self.durable.clone();
+                tokio::spawn(async move {
+                    if durable.wait_for(|synced| *synced >= number).await.is_ok() {
+                        let _asker_gone = done.send(answer);
+                    }
+                });
+                Asked::Later(later)
+            }
+            Ok(Some(Handled::Behind)) => Asked::Behind(request),
+            Ok(None) => Asked::Now(Answer::Silence),
+            Err(error) => {
+                self.fail(&error);
+                Asked::Now(Answer::Silence)
+            }
+        }
+    }
+
+    /// The engine failed: nothing that this node says can be relied on any more.
+    pub fn fail(&self, error: &StorageError) {
+        self.failed.send_replace(Some(error.to_string()));
+    }
+
+    /// Raises the clock's mark, if it has to be raised before a stamp is told to anybody.
+    pub async fn cover_clock(&self) -> Result<(), StorageError> {
+        let due = self.replica.clock().mark_due();
+        self.raise_mark(due).await
+    }
+
+    /// Raises the clock's mark in good time, so that no request has to wait for it.
+    pub async fn cover_clock_ahead(&self, now_ms: u64) -> Result<(), StorageError> {
+        let soon = {
+            let mut clock = self.replica.clock();
+            clock.observe(crate::core::clock::at_ms(now_ms));
+            clock.mark_soon()
+        };
+        self.raise_mark(soon).await
+    }
+
+    async fn raise_mark(&self, mark: Option<u64>) -> Result<(), StorageError> {
+        let Some(mark) = mark else { return Ok(()) };
+        let vault = self.vault.clone();
+        match tokio::task::spawn_blocking(move || save_clock(&*vault, mark)).await {
+            Ok(saved) => saved?,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+        self.replica.clock().marked(mark);
+        Ok(())
+    }
+}
+
+fn commit_all(
+    replica: &Replica<AnyEngine>,
+    vault: &dyn Vault,
+    mut inbox: mpsc::Receiver<Job>,
+    publish: &watch::Sender<u64>,
+) -> Result<(), StorageError> {
+    let size = |request: &Request| match &request.ask {
+        Ask::Write(record) => record.value.as_ref().map_or(0, bytes::Bytes::len),
+        Ask::Read | Ask::Version => 0,
+    };
+    let (mut requests, mut waiting) = (Vec::new(), Vec::new());
+    while let Some(first) = inbox.blocking_recv() {
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some(job) = next.take() {
+            bytes += size(&job.request);
+            requests.push(job.request);
+            waiting.push(job.done);
+            if requests.len() < MAX_BATCH && bytes < MAX_BATCH_BYTES {
+                next = inbox.try_recv().ok();
+            }
+        }
+        let handled = replica.handle(&requests)?;
+        replica.sync()?;
+        let due = replica.clock().mark_due();
+        if let Some(mark) = due {
+            save_clock(vault, mark)?;
+            replica.clock().marked(mark);
+        }
+        publish.send_replace(replica.durable());
+        for (handled, done) in handled.into_iter().zip(waiting.drain(..)) {
+            let answer = match handled {
+                Handled::Now(answer) | Handled::AfterSync(answer, _) => answer,
+                // Its epoch was checked before it was queued and layouts only move forward; should
+                // it happen all the same, the asker asks again.
+                Handled::Behind => Answer::Silence,
+            };
+            let _asker_gone = done.send(answer);
+        }
+        requests.clear();
+    }
+    Ok(())
+}

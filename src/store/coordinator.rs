@@ -1,0 +1,274 @@
+//! Carries out one client request as the key's coordinator: drives the core's [`Write`] and
+//! [`Read`] with answers of replicas, layouts and time.
+
+use super::commit::Asked;
+use super::link::{Replies, Reply};
+use super::{Store, answer_from_wire};
+use crate::core::layout::Layout;
+use crate::core::node::{Moment, NodeId};
+use crate::core::quorum::Consistency;
+use crate::core::read::Read;
+use crate::core::record::{Record, Version};
+use crate::core::replica_request::{Answer, Ask};
+use crate::core::token::{Epoch, Segment};
+use crate::core::write::{Action, Outcome, Terms, Write};
+use crate::replica::Request;
+use crate::wire::convert;
+use crate::wire::store::{ReadQuestion, WriteQuestion, question};
+use bytes::Bytes;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// How often time passes for a request that has to wait. Only requests that meet a fault see it.
+const TICK: Duration = Duration::from_millis(10);
+
+/// How a request that was coordinated here ended.
+#[derive(Debug)]
+pub(super) struct Coordinated<T> {
+    pub(super) outcome: Outcome<T>,
+    pub(super) epoch: Epoch,
+    /// Of the record, for a write.
+    pub(super) version: Version,
+}
+
+/// What a client wants written.
+#[derive(Debug, Clone)]
+pub(super) struct Content {
+    pub(super) value: Option<Bytes>,
+    pub(super) content_type: String,
+}
+
+/// The core's two kinds of request, as far as driving them goes.
+trait Machine {
+    type Value: Clone;
+    fn outcome(&self) -> Option<&Outcome<Self::Value>>;
+    fn answered(&mut self, from: NodeId, epoch: Epoch, answer: Answer, now: Moment, out: &mut Vec<Action>);
+    fn installed(&mut self, layout: Arc<Layout>, now: Moment, store: &Store, out: &mut Vec<Action>);
+    fn tick(&mut self, now: Moment, out: &mut Vec<Action>);
+}
+
+impl Machine for Write {
+    type Value = ();
+
+    fn outcome(&self) -> Option<&Outcome<()>> {
+        Write::outcome(self)
+    }
+
+    fn answered(&mut self, from: NodeId, epoch: Epoch, answer: Answer, now: Moment, out: &mut Vec<Action>) {
+        Write::answered(self, from, epoch, answer, now, out);
+    }
+
+    fn installed(&mut self, layout: Arc<Layout>, _: Moment, _: &Store, out: &mut Vec<Action>) {
+        Write::installed(self, layout, out);
+    }
+
+    fn tick(&mut self, now: Moment, out: &mut Vec<Action>) {
+        Write::tick(self, now, out);
+    }
+}
+
+impl Machine for Read {
+    type Value = Option<Record>;
+
+    fn outcome(&self) -> Option<&Outcome<Option<Record>>> {
+        Read::outcome(self)
+    }
+
+    fn answered(&mut self, from: NodeId, epoch: Epoch, answer: Answer, now: Moment, out: &mut Vec<Action>) {
+        Read::answered(self, from, epoch, answer, now, out);
+    }
+
+    fn installed(&mut self, layout: Arc<Layout>, now: Moment, store: &Store, out: &mut Vec<Action>) {
+        Read::installed(self, layout, now, &|id| store.location().liveness(id), out);
+    }
+
+    fn tick(&mut self, now: Moment, out: &mut Vec<Action>) {
+        Read::tick(self, now, out);
+    }
+}
+
+/// An answer that is on its way.
+enum Coming {
+    Own(oneshot::Receiver<Answer>),
+    Peer(Replies),
+}
+
+/// The answers that a request waits for.
+#[derive(Default)]
+struct Waiting {
+    coming: Vec<(NodeId, Epoch, Coming)>,
+}
+
+impl Waiting {
+    /// The next answer. Never, while nothing is on its way.
+    async fn next(&mut self) -> (NodeId, Epoch, Answer) {
+        poll_fn(|context| {
+            for at in 0..self.coming.len() {
+                let (node, epoch, coming) = &mut self.coming[at];
+                let answer = match coming {
+                    Coming::Own(answer) => Pin::new(answer).poll(context).map(|a| a.unwrap_or(Answer::Silence)),
+                    Coming::Peer(replies) => Pin::new(replies).poll(context).map(|reply| match reply {
+                        Ok(Reply::Answer(answer)) => answer_from_wire(answer),
+                        Ok(Reply::Lost) | Err(_) => Answer::Silence,
+                    }),
+                };
+                if let Poll::Ready(answer) = answer {
+                    let found = (*node, *epoch, answer);
+                    self.coming.swap_remove(at);
+                    return Poll::Ready(found);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Store {
+    /// Writes as the coordinator of the key.
+    pub(super) async fn write(
+        &self,
+        key: Bytes,
+        segment: Segment,
+        content: Content,
+        terms: Terms,
+    ) -> Result<Coordinated<()>, tonic::Status> {
+        let _turn = self.in_turn(terms, self.0.turns.write(&key)).await?;
+        let layout = self.layout()?;
+        let hlc = self.replica()?.clock().tick(super::wall_ms());
+        self.cover_clock().await?;
+        let version = Version { hlc, node: self.location().me().low() };
+        let Content { value, content_type } = content;
+        let record = Record { version, expires_at_ms: None, value, content_type };
+        let mut out = Vec::with_capacity(4);
+        let liveness = |id| self.location().liveness(id);
+        let write = Write::start(layout, segment, record, terms, &liveness, &mut out);
+        let (outcome, write) = self.drive(key, write, out, terms).await;
+        Ok(Coordinated { outcome, epoch: write.epoch(), version })
+    }
+
+    /// Reads as the coordinator of the key.
+    pub(super) async fn read(
+        &self,
+        key: Bytes,
+        segment: Segment,
+        terms: Terms,
+    ) -> Result<Coordinated<Option<Record>>, tonic::Status> {
+        let _turn = self.in_turn(terms, self.0.turns.read(&key)).await?;
+        let layout = self.layout()?;
+        let mut out = Vec::with_capacity(4);
+        let liveness = |id| self.location().liveness(id);
+        let read = Read::start(self.location().me(), layout, segment, terms, self.now(), &liveness, &mut out);
+        let (outcome, read) = self.drive(key, read, out, terms).await;
+        Ok(Coordinated { outcome, epoch: read.epoch(), version: Version::ABSENT })
+    }
+
+    async fn in_turn<T>(&self, terms: Terms, turn: impl Future<Output = T>) -> Result<T, tonic::Status> {
+        let mut turn = std::pin::pin!(turn);
+        if let Poll::Ready(turn) = futures_util::poll!(&mut turn) {
+            return Ok(turn);
+        }
+        let waited = tokio::time::timeout_at(self.at(terms.deadline), turn).await;
+        waited.map_err(|_elapsed| {
+            crate::wire::status::unavailable("other requests for this key took all the time there was; nothing was done")
+        })
+    }
+
+    async fn drive<M: Machine>(
+        &self,
+        key: Bytes,
+        mut machine: M,
+        mut actions: Vec<Action>,
+        terms: Terms,
+    ) -> (Outcome<M::Value>, M) {
+        let mut waiting = Waiting::default();
+        loop {
+            // What is answered on the spot may lead to more questions.
+            while !actions.is_empty() {
+                let mut next = Vec::new();
+                for action in actions.drain(..) {
+                    match action {
+                        Action::Ask(node, epoch, ask) => match self.put_question(node, epoch, &key, ask).await {
+                            Ok(answer) => machine.answered(node, epoch, answer, self.now(), &mut next),
+                            Err(coming) => waiting.coming.push((node, epoch, coming)),
+                        },
+                        Action::Fetch(from, epoch) => {
+                            let deadline = self.at(terms.deadline);
+                            if let Some(layout) = self.location().catch_up(from, epoch, deadline).await {
+                                machine.installed(layout, self.now(), self, &mut next);
+                            }
+                        }
+                    }
+                }
+                actions = next;
+            }
+            if let Some(outcome) = machine.outcome() {
+                return (outcome.clone(), machine);
+            }
+            tokio::select! {
+                biased;
+                (node, epoch, answer) = waiting.next() => machine.answered(node, epoch, answer, self.now(), &mut actions),
+                () = tokio::time::sleep(TICK) => machine.tick(self.now(), &mut actions),
+            }
+        }
+    }
+
+    /// Asks a replica, this node's own directly.
+    async fn put_question(&self, node: NodeId, epoch: Epoch, key: &Bytes, ask: Ask) -> Result<Answer, Coming> {
+        if node == self.location().me() {
+            let Ok(committer) = self.committer() else { return Ok(Answer::Silence) };
+            let request = Request { epoch, key: key.clone(), ask };
+            return match committer.ask(request).await {
+                Asked::Now(answer) => Ok(answer),
+                Asked::Later(answer) => Err(Coming::Own(answer)),
+                // The layout that this request goes by was installed here first.
+                Asked::Behind(_) => Ok(Answer::Silence),
+            };
+        }
+        let (Some(address), Ok(layout)) = (self.location().address_of(node), self.layout()) else {
+            return Ok(Answer::Silence);
+        };
+        let ask = match ask {
+            Ask::Write(record) => {
+                question::Ask::Write(WriteQuestion { epoch, key: key.clone(), record: Some(convert::record_to(record)) })
+            }
+            Ask::Read => question::Ask::Read(ReadQuestion { epoch, key: key.clone(), version_only: false }),
+            Ask::Version => question::Ask::Read(ReadQuestion { epoch, key: key.clone(), version_only: true }),
+        };
+        Err(Coming::Peer(self.0.links.ask(node, &address, layout.ring, ask)))
+    }
+
+    /// Puts a record to one replica of another node, outside of any client's request; `true` if the
+    /// node now has it or something newer.
+    pub(super) async fn offer(&self, to: NodeId, epoch: Epoch, key: Bytes, record: Record) -> bool {
+        match self.put_question(to, epoch, &key, Ask::Write(record)).await {
+            Ok(_) => false,
+            Err(coming) => {
+                let mut waiting = Waiting { coming: vec![(to, epoch, coming)] };
+                let (_, _, answer) = waiting.next().await;
+                matches!(answer, Answer::Accepted(_) | Answer::Superseded(_))
+            }
+        }
+    }
+}
+
+/// The instants that are this far from the store's start.
+impl Store {
+    pub(super) fn now(&self) -> Moment {
+        self.0.started.elapsed()
+    }
+
+    pub(super) fn at(&self, moment: Moment) -> Instant {
+        self.0.started + moment
+    }
+
+    pub(super) fn terms(&self, consistency: Consistency, fallback_to_one: bool, timeout: Duration) -> Terms {
+        let now = self.now();
+        Terms::new(consistency, fallback_to_one, now, now + timeout)
+    }
+}

@@ -1,0 +1,397 @@
+//! Segments that change their owner.
+//!
+//! In a Dual, a puller gathers snapshots of each of its segments from as many old owners as the
+//! layout says, each taken after that owner installed the Dual; then all it gathered is made
+//! durable, and only then does it count as synced. The first source sends everything; the others
+//! only segments whose digests differ by then. A source that fails is replaced by another.
+//!
+//! A leaver that nobody pulls from in full (because the ring shrinks) may hold a record that only
+//! it has, from a write at ONE. It offers what differs to the owners that stay.
+//!
+//! Everything here is dropped when another layout is installed; pages of an older epoch are
+//! refused by the replica.
+
+use super::Store;
+use crate::core::layout::{Layout, Pull, Standing};
+use crate::core::node::{Liveness, NodeId};
+use crate::core::token::{Epoch, Segment};
+use crate::location::Progress;
+use crate::news;
+use crate::replica::{Page, Refusal};
+use crate::wire::convert::{self, id_bytes};
+use crate::wire::store::store_peer_client::StorePeerClient;
+use crate::wire::store::{
+    CompareDigestsRequest, KeyedRecord, PullSegmentRequest, PullSegmentResponse, SegmentDigest,
+};
+use crate::wire::{MAX_MESSAGE_BYTES, channel, status};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Status};
+
+/// Segments asked for in one call.
+const SEGMENTS_PER_CALL: usize = 64;
+
+/// A page of a segment: large enough to be worth a message, small enough that a slow receiver
+/// holds little.
+const PAGE_BYTES: usize = 256 << 10;
+
+/// Pause before sources that failed are tried again.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
+
+/// How long a call may go without a page before the source is given up.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long comparing digests may take.
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Gathers or offers what this node has to in the Dual of `layout`. `false`: it couldn't.
+pub(super) async fn gather(store: &Store, layout: &Layout, progress: &Progress) -> bool {
+    let me = store.location().me();
+    if layout.member(me).is_some_and(|m| m.standing == Standing::Leaving) {
+        return offer_all(store, layout, progress).await;
+    }
+    let pulls = layout.pulls(me);
+    progress.total.store(pulls.len() as u64, Ordering::Relaxed);
+    let mut gathering = Gathering::new(pulls);
+    loop {
+        let round = gathering.round(|id| store.location().liveness(id));
+        if round.is_empty() {
+            if gathering.is_complete() {
+                break;
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+            gathering.forgive();
+            continue;
+        }
+        let calls = round.into_iter().map(|(source, segments)| async move {
+            let mut done = BTreeSet::new();
+            let result = pull(store, layout, source, &segments, progress, &mut done).await;
+            (source, segments, done, result)
+        });
+        for (source, segments, done, result) in futures_util::future::join_all(calls).await {
+            match result {
+                Ok(keys) => gathering.keys += keys,
+                Err(status) => tracing::debug!(source = %source, %status, "a source could not be gathered from"),
+            }
+            for segment in segments {
+                gathering.note(segment, source, done.contains(&segment));
+            }
+        }
+        progress.done.store(gathering.complete() as u64, Ordering::Relaxed);
+    }
+    let (store_to_sync, sources, keys) = (store.clone(), gathering.sources.len(), gathering.keys);
+    let synced = tokio::task::spawn_blocking(move || match store_to_sync.replica() {
+        Ok(replica) => replica.sync().map_err(|error| store_to_sync.broken(&error)),
+        Err(status) => Err(status),
+    });
+    let synced = matches!(synced.await, Ok(Ok(()))) && store.cover_clock().await.is_ok();
+    if synced && sources > 0 {
+        news!("received {keys} keys from {sources} nodes");
+    }
+    synced
+}
+
+struct Task {
+    pull: Pull,
+    done: Vec<NodeId>,
+    failed: Vec<NodeId>,
+}
+
+/// Which segments were gathered from which sources.
+struct Gathering {
+    tasks: BTreeMap<Segment, Task>,
+    sources: BTreeSet<NodeId>,
+    keys: u64,
+}
+
+impl Gathering {
+    fn new(pulls: Vec<Pull>) -> Self {
+        let task = |pull: Pull| (pull.slot.segment, Task { pull, done: Vec::new(), failed: Vec::new() });
+        Gathering { tasks: pulls.into_iter().map(task).collect(), sources: BTreeSet::new(), keys: 0 }
+    }
+
+    fn complete(&self) -> usize {
+        self.tasks.values().filter(|task| task.done.len() >= task.pull.need).count()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.complete() == self.tasks.len()
+    }
+
+    /// For each source, the segments to ask it for next: of each unfinished segment its best source
+    /// that was not asked yet.
+    fn round(&self, liveness: impl Fn(NodeId) -> Liveness) -> Vec<(NodeId, Vec<Segment>)> {
+        let mut round: BTreeMap<NodeId, Vec<Segment>> = BTreeMap::new();
+        for (segment, task) in self.tasks.iter().filter(|(_, task)| task.done.len() < task.pull.need) {
+            let fresh = task.pull.sources.iter().filter(|id| !task.done.contains(id) && !task.failed.contains(id));
+            let best = fresh.filter(|id| liveness(**id) != Liveness::Down).min_by_key(|id| liveness(**id) != Liveness::Up);
+            if let Some(source) = best {
+                let segments = round.entry(*source).or_default();
+                if segments.len() < SEGMENTS_PER_CALL {
+                    segments.push(*segment);
+                }
+            }
+        }
+        round.into_iter().collect()
+    }
+
+    fn note(&mut self, segment: Segment, source: NodeId, done: bool) {
+        if let Some(task) = self.tasks.get_mut(&segment) {
+            if done {
+                task.done.push(source);
+                self.sources.insert(source);
+            } else {
+                task.failed.push(source);
+            }
+        }
+    }
+
+    fn forgive(&mut self) {
+        self.tasks.values_mut().for_each(|task| task.failed.clear());
+    }
+}
+
+fn client(address: &crate::core::node::Address) -> StorePeerClient<tonic::transport::Channel> {
+    StorePeerClient::new(channel::lazy(address))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+fn digests(store: &Store, epoch: Epoch, segments: &[Segment]) -> Result<Vec<SegmentDigest>, Status> {
+    let replica = store.replica()?;
+    let digest = |segment: &Segment| {
+        let digest = replica.digest(epoch, *segment).map_err(|refusal| refused(&refusal))?;
+        Ok(SegmentDigest { segment: segment.0.into(), digest: id_bytes(digest.0) })
+    };
+    segments.iter().map(digest).collect()
+}
+
+/// Gathers segments from one source; notes in `done` each that is complete. Answers how many keys
+/// came.
+async fn pull(
+    store: &Store,
+    layout: &Layout,
+    source: NodeId,
+    segments: &[Segment],
+    progress: &Progress,
+    done: &mut BTreeSet<Segment>,
+) -> Result<u64, Status> {
+    let location = store.location();
+    let address = location.address_of(source).ok_or_else(|| Status::unavailable("no address"))?;
+    let request = PullSegmentRequest {
+        epoch: layout.epoch,
+        ring_id: id_bytes(layout.ring.0),
+        from: id_bytes(location.me().0),
+        segments: digests(store, layout.epoch, segments)?,
+    };
+    let late = |_| Status::deadline_exceeded("no page came in time");
+    let mut client = client(&address);
+    let pages = tokio::time::timeout(PAGE_TIMEOUT, client.pull_segment(request)).await.map_err(late)??;
+    let mut pages = pages.into_inner();
+    let mut keys = 0;
+    while let Some(page) = tokio::time::timeout(PAGE_TIMEOUT, pages.message()).await.map_err(late)?? {
+        progress.step();
+        let segment = convert::segment(page.segment)?;
+        keys += page.records.iter().filter(|r| r.record.as_ref().is_some_and(|r| r.value.is_some())).count() as u64;
+        let last = page.done;
+        absorb(store, layout, segment, page).await?;
+        if last {
+            done.insert(segment);
+        }
+    }
+    Ok(keys)
+}
+
+async fn absorb(store: &Store, layout: &Layout, segment: Segment, page: PullSegmentResponse) -> Result<(), Status> {
+    let record = |keyed: KeyedRecord| {
+        convert::key(&keyed.key)?;
+        let record = convert::record(keyed.record.ok_or(convert::Malformed::Missing("a record"))?)?;
+        Ok((keyed.key, record))
+    };
+    let records = page.records.into_iter().map(record).collect::<Result<Vec<_>, convert::Malformed>>()?;
+    let page = Page { records, last: page.done, clock: page.clock };
+    let me = store.location().me();
+    let slot = layout.slot(me, segment).ok_or_else(|| Status::internal("a segment that wasn't asked for"))?;
+    let (store, epoch) = (store.clone(), layout.epoch);
+    let absorbed = tokio::task::spawn_blocking(move || {
+        store.replica()?.absorb(epoch, slot, page).map_err(|refusal| match refusal {
+            Refusal::Storage(error) => store.broken(&error),
+            refusal => refused(&refusal),
+        })
+    });
+    // The clock moved with what was taken in. Its mark follows before any stamp above it is given.
+    absorbed.await.map_err(|_| Status::internal("taking a page in failed"))?
+}
+
+pub(super) fn refused(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::Stale(_) | Refusal::Behind(_) | Refusal::NotHeld(_) => Status::failed_precondition(refusal.to_string()),
+        Refusal::Storage(_) => status::unknown(Code::Aborted, refusal.to_string()),
+    }
+}
+
+/// Serves segments to a puller, page by page, at the puller's pace.
+pub(super) fn serve(
+    store: Store,
+    request: PullSegmentRequest,
+) -> Result<Pin<Box<dyn Stream<Item = Result<PullSegmentResponse, Status>> + Send>>, Status> {
+    let asked = request.segments.iter().map(|s| Ok((convert::segment(s.segment)?, convert::digest(&s.digest)?)));
+    let asked = asked.collect::<Result<Vec<_>, convert::Malformed>>()?;
+    let (sender, receiver) = mpsc::channel(4);
+    let epoch = request.epoch;
+    // Scanning blocks, and so does waiting for a slow puller: neither may hold up the runtime.
+    tokio::task::spawn_blocking(move || {
+        for (segment, theirs) in asked {
+            let sent = serve_segment(&store, epoch, segment, theirs, &sender);
+            match sent {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(status) => {
+                    let _puller_gone = sender.blocking_send(Err(status));
+                    return;
+                }
+            }
+        }
+    });
+    Ok(Box::pin(ReceiverStream::new(receiver)))
+}
+
+type Pages = mpsc::Sender<Result<PullSegmentResponse, Status>>;
+
+/// `false`: the puller is gone.
+fn serve_segment(
+    store: &Store,
+    epoch: Epoch,
+    segment: Segment,
+    theirs: crate::core::digest::Digest,
+    pages: &Pages,
+) -> Result<bool, Status> {
+    let replica = store.replica()?;
+    let respond = |records: Vec<(Bytes, crate::core::record::Record)>, done, clock| PullSegmentResponse {
+        segment: segment.0.into(),
+        records: records
+            .into_iter()
+            .map(|(key, record)| KeyedRecord { key, record: Some(convert::record_to(record)) })
+            .collect(),
+        done,
+        clock,
+    };
+    let same = replica.digest(epoch, segment).map_err(|refusal| refused(&refusal))? == theirs;
+    let mut after: Option<Bytes> = None;
+    loop {
+        let page = match same {
+            true => Page { records: Vec::new(), last: true, clock: replica.clock().last() },
+            false => {
+                let page = replica.snapshot(epoch, segment, after.as_deref(), PAGE_BYTES);
+                page.map_err(|refusal| refused(&refusal))?
+            }
+        };
+        after = page.records.last().map(|(key, _)| key.clone()).or(after);
+        let last = page.last;
+        if pages.blocking_send(Ok(respond(page.records, last, page.clock))).is_err() {
+            return Ok(false);
+        }
+        if last {
+            return Ok(true);
+        }
+    }
+}
+
+/// As a leaver: offers what differs here to those owners that stay. The newcomers pull from a
+/// leaver first, and need no offer.
+async fn offer_all(store: &Store, layout: &Layout, progress: &Progress) -> bool {
+    let me = store.location().me();
+    let mut by_heir: BTreeMap<NodeId, Vec<Segment>> = BTreeMap::new();
+    for segment in layout.segments.all().filter(|segment| layout.slot(me, *segment).is_some()) {
+        let old: Vec<NodeId> = layout.current_owners(segment).collect();
+        let heirs: Vec<NodeId> = layout.next_owners(segment).filter(|id| old.contains(id)).collect();
+        for heir in heirs {
+            by_heir.entry(heir).or_default().push(segment);
+        }
+    }
+    for (heir, segments) in by_heir {
+        if store.location().liveness(heir) == Liveness::Down {
+            continue;
+        }
+        for some in segments.chunks(SEGMENTS_PER_CALL) {
+            if let Err(status) = offer_to(store, layout, heir, some, progress).await {
+                tracing::debug!(heir = %heir, %status, "an offer failed");
+                return false;
+            }
+        }
+    }
+    true
+}
+
+async fn offer_to(
+    store: &Store,
+    layout: &Layout,
+    heir: NodeId,
+    segments: &[Segment],
+    progress: &Progress,
+) -> Result<(), Status> {
+    let location = store.location();
+    let address = location.address_of(heir).ok_or_else(|| Status::unavailable("no address"))?;
+    let compare = CompareDigestsRequest {
+        epoch: layout.epoch,
+        ring_id: id_bytes(layout.ring.0),
+        from: id_bytes(location.me().0),
+        segments: digests(store, layout.epoch, segments)?,
+    };
+    let mut compare = Request::new(compare);
+    compare.set_timeout(COMPARE_TIMEOUT);
+    let differing = client(&address).compare_digests(compare).await?.into_inner().differing;
+    progress.step();
+    for segment in differing {
+        let segment = convert::segment(segment)?;
+        let mut after: Option<Bytes> = None;
+        loop {
+            let replica = store.replica()?;
+            let page = replica.snapshot(layout.epoch, segment, after.as_deref(), PAGE_BYTES);
+            let page = page.map_err(|refusal| refused(&refusal))?;
+            after = page.records.last().map(|(key, _)| key.clone()).or(after);
+            let offers = page.records.into_iter().map(|(key, record)| store.offer(heir, layout.epoch, key, record));
+            if futures_util::future::join_all(offers).await.contains(&false) {
+                return Err(Status::aborted("the heir did not take a record"));
+            }
+            progress.step();
+            if page.last {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::token::Slot;
+
+    #[test]
+    fn each_segment_is_gathered_from_as_many_sources_as_it_needs() {
+        let pull = |segment, need| Pull {
+            slot: Slot { segment: Segment(segment), acquired: 2 },
+            sources: vec![NodeId(1), NodeId(2), NodeId(3)],
+            need,
+        };
+        let mut gathering = Gathering::new(vec![pull(0, 2), pull(1, 0)]);
+        let up = |_| Liveness::Up;
+        assert_eq!(gathering.round(up), [(NodeId(1), vec![Segment(0)])]);
+        gathering.note(Segment(0), NodeId(1), false);
+        let down = |id: NodeId| if id.0 == 2 { Liveness::Down } else { Liveness::Up };
+        assert_eq!(gathering.round(down), [(NodeId(3), vec![Segment(0)])]);
+        gathering.note(Segment(0), NodeId(3), true);
+        assert!(!gathering.is_complete());
+        assert_eq!(gathering.round(down), [], "the first failed, the second is down");
+        gathering.forgive();
+        gathering.note(Segment(0), NodeId(1), true);
+        assert!(gathering.is_complete() && gathering.round(up).is_empty());
+    }
+}

@@ -1,0 +1,264 @@
+//! The store: keys and values on top of the location service.
+//!
+//! An async shell. What a coordinator does next is decided by the core's `Write` and `Read`, what a
+//! replica accepts by [`Replica`](crate::replica::Replica); here their questions travel, and their
+//! answers wait until they are durable.
+//!
+//! - [`commit`]: group commit, and questions to this node's own replica
+//! - [`link`]: questions to other nodes
+//! - [`turns`]: requests for one key in turn
+//! - `coordinator`: drives one request
+//! - [`routing`]: from a client's request to the node that should coordinate it
+//! - [`handoff`]: segments that change their owner
+//! - [`service`]: the gRPC services
+
+pub mod commit;
+mod coordinator;
+pub mod handoff;
+pub mod link;
+pub mod routing;
+pub mod service;
+pub mod turns;
+
+use crate::core::clock::Clock;
+use crate::core::layout::Layout;
+use crate::core::node::NodeId;
+use crate::core::replica_request::Answer;
+use crate::location::state::NodeState;
+use crate::location::{Boxed, Holdings, Location, Progress, SegmentHost};
+use crate::replica::Replica;
+use crate::storage::StorageError;
+use crate::storage::vault::Vault;
+use crate::wire::convert;
+use crate::wire::status;
+use crate::wire::store as pb;
+use commit::{AnyEngine, Committer};
+use link::Links;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use turns::Turns;
+
+/// Client requests that a node works on at once. Past that they are turned away before anything is
+/// done, rather than all becoming slow.
+const MAX_IN_FLIGHT: usize = 8192;
+
+/// How often the clock's mark and the free space are looked after.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// Writes are refused when less is free on the disk: what remains is for layouts, votes, and for
+/// the engine to tidy up.
+pub const RESERVE_BYTES: u64 = 64 << 20;
+
+/// Milliseconds since 1970 by this machine's clock.
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Tells how many bytes are free where the data is.
+pub type FreeSpace = Box<dyn Fn() -> Result<u64, StorageError> + Send + Sync>;
+
+struct Inner {
+    engine: AnyEngine,
+    vault: Arc<dyn Vault>,
+    me: NodeId,
+    clock_mark: u64,
+    started: Instant,
+    location: OnceLock<Location>,
+    committer: OnceLock<Committer>,
+    links: Links,
+    turns: Turns,
+    in_flight: AtomicUsize,
+    free_space: Option<FreeSpace>,
+    failed: watch::Sender<Option<String>>,
+}
+
+/// One node's part in the store. Cheap to clone.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("me", &self.0.me).finish_non_exhaustive()
+    }
+}
+
+/// A client request that is being worked on.
+#[derive(Debug)]
+pub struct InFlight(Store);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Store {
+    /// A store that serves from `engine` as soon as it has a layout. `free_space` is asked now and
+    /// then; without it there is always room.
+    pub fn new(state: &NodeState, engine: AnyEngine, free_space: Option<FreeSpace>) -> Self {
+        Store(Arc::new(Inner {
+            engine,
+            vault: state.vault(),
+            me: state.id,
+            clock_mark: state.clock_mark,
+            started: Instant::now(),
+            location: OnceLock::new(),
+            committer: OnceLock::new(),
+            links: Links::new(state.id),
+            turns: Turns::default(),
+            in_flight: AtomicUsize::new(0),
+            free_space,
+            failed: watch::channel(None).0,
+        }))
+    }
+
+    /// Tells the store of its place in the ring. Called once, before it serves.
+    pub fn attach(&self, location: Location) {
+        let _only_once = self.0.location.set(location);
+    }
+
+    fn location(&self) -> &Location {
+        match self.0.location.get() {
+            Some(location) => location,
+            None => unreachable!("a store is attached to its location before it is asked anything"),
+        }
+    }
+
+    fn layout(&self) -> Result<Arc<Layout>, tonic::Status> {
+        self.location().layout().ok_or_else(|| status::unavailable("this node is not yet part of a ring"))
+    }
+
+    fn committer(&self) -> Result<&Committer, tonic::Status> {
+        self.0.committer.get().ok_or_else(|| status::unavailable("this node is not yet part of a ring"))
+    }
+
+    fn replica(&self) -> Result<&Replica<AnyEngine>, tonic::Status> {
+        self.committer().map(|committer| &**committer.replica())
+    }
+
+    async fn cover_clock(&self) -> Result<(), tonic::Status> {
+        let covered = self.committer()?.cover_clock().await;
+        covered.map_err(|error| self.broken(&error))
+    }
+
+    /// The engine or the node's state failed: the node says no more.
+    fn broken(&self, error: &StorageError) -> tonic::Status {
+        self.0.failed.send_replace(Some(error.to_string()));
+        status::unknown(tonic::Code::Aborted, "this node's storage failed and it is stopping")
+    }
+
+    /// Counts a client request in, or turns it away.
+    fn admit(&self) -> Result<InFlight, tonic::Status> {
+        if self.0.in_flight.fetch_add(1, Ordering::AcqRel) >= MAX_IN_FLIGHT {
+            self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+            return Err(tonic::Status::resource_exhausted("this node has as many requests as it can work on; nothing was done"));
+        }
+        Ok(InFlight(self.clone()))
+    }
+
+    /// How many client requests are being worked on.
+    pub fn in_flight(&self) -> usize {
+        self.0.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Waits until the storage fails, and says why. The process has to end then: nothing that it
+    /// says can be relied on.
+    pub async fn failed(&self) -> String {
+        let mut failed = self.0.failed.subscribe();
+        let why = failed.wait_for(Option::is_some).await.map(|why| why.clone());
+        match why {
+            Ok(why) => why.unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Looks after the clock's mark, the free space and the links, for as long as the node runs.
+    pub async fn housekeeping(self) {
+        let mut every = tokio::time::interval(HOUSEKEEPING);
+        loop {
+            every.tick().await;
+            let Some(committer) = self.0.committer.get() else { continue };
+            if let Err(error) = committer.cover_clock_ahead(wall_ms()).await {
+                committer.fail(&error);
+            }
+            if let Some(layout) = self.location().layout() {
+                self.0.links.retain(|id| layout.is_member(id));
+            }
+            if let Some(free_space) = &self.0.free_space {
+                let full = free_space().is_ok_and(|bytes| bytes < RESERVE_BYTES);
+                if full != committer.replica().is_full() {
+                    committer.replica().set_full(full);
+                    match full {
+                        true => tracing::error!(target: "thrifty::news", "the disk is nearly full: writes are refused until there is room"),
+                        false => crate::news!("there is room on the disk again: writes are accepted"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes everything durable that was written.
+    pub fn flush(&self) -> Result<(), StorageError> {
+        self.0.engine.sync()
+    }
+}
+
+impl SegmentHost for Store {
+    fn install(&self, layout: Arc<Layout>) -> Result<(), StorageError> {
+        if let Some(committer) = self.0.committer.get() {
+            return committer.replica().install(layout);
+        }
+        let clock = Clock::resume(self.0.clock_mark);
+        let replica = Arc::new(Replica::new(self.0.me, self.0.engine.clone(), layout, clock)?);
+        let committer = Committer::start(replica, self.0.vault.clone(), self.0.failed.clone())?;
+        let _only_once = self.0.committer.set(committer);
+        Ok(())
+    }
+
+    fn gather(&self, location: Location, layout: Arc<Layout>, progress: Arc<Progress>) -> Boxed<bool> {
+        let store = self.clone();
+        Box::pin(async move {
+            debug_assert_eq!(location.me(), store.0.me);
+            handoff::gather(&store, &layout, &progress).await
+        })
+    }
+
+    fn holdings(&self) -> Option<Holdings> {
+        let totals = self.0.committer.get()?.replica().totals();
+        Some(Holdings { keys: totals.keys, bytes: totals.bytes })
+    }
+}
+
+/// A replica's answer as it came over a link. One that makes no sense is as good as none.
+fn answer_from_wire(answer: pb::answer::Answer) -> Answer {
+    use pb::answer::Answer as Wire;
+    match answer {
+        Wire::Accepted(version) => Answer::Accepted(convert::version(Some(version))),
+        Wire::Superseded(version) => Answer::Superseded(convert::version(Some(version))),
+        Wire::Record(record) if record.version.is_none() => Answer::Record(None),
+        Wire::Record(record) => convert::record(record).map_or(Answer::Silence, |record| Answer::Record(Some(record))),
+        Wire::Version(version) => Answer::Version(convert::version(Some(version))),
+        Wire::StaleEpoch(epoch) => Answer::Stale(epoch),
+        Wire::NoSpace(_) => Answer::NoSpace,
+        Wire::NotHeld(_) | Wire::Put(_) | Wire::Get(_) | Wire::Delete(_) | Wire::Failure(_) | Wire::NotOwnerEpoch(_) => {
+            Answer::Silence
+        }
+    }
+}
+
+/// The reverse of [`answer_from_wire`].
+fn answer_to_wire(answer: Answer) -> pb::answer::Answer {
+    use pb::answer::Answer as Wire;
+    match answer {
+        Answer::Accepted(version) => Wire::Accepted(convert::version_to(version)),
+        Answer::Superseded(version) => Wire::Superseded(convert::version_to(version)),
+        Answer::Record(record) => Wire::Record(record.map(convert::record_to).unwrap_or_default()),
+        Answer::Version(version) => Wire::Version(convert::version_to(version)),
+        Answer::Stale(epoch) => Wire::StaleEpoch(epoch),
+        Answer::NoSpace => Wire::NoSpace(pb::Nothing {}),
+        Answer::Silence => Wire::NotHeld(pb::Nothing {}),
+    }
+}

@@ -1,0 +1,297 @@
+//! From a client's request to the node that should coordinate it, and back to a status.
+//!
+//! Any node takes any request. It goes to the key's first live owner, over the same links as the
+//! questions to replicas. A request that never left, or that was answered "not my key", goes on to
+//! the next; one that was sent and lost has an unknown outcome, unless it only reads.
+
+use super::Store;
+use super::coordinator::{Content, Coordinated};
+use super::link::Reply;
+use crate::core::layout::Layout;
+use crate::core::node::{Liveness, NodeId};
+use crate::core::quorum::Consistency;
+use crate::core::token::Segment;
+use crate::core::write::{Outcome, Terms};
+use crate::wire::convert;
+use crate::wire::status;
+use crate::wire::store::{
+    DeleteRequest, DeleteResponse, Failure, ForwardedRequest, GetRequest, GetResponse, Options, PutRequest, PutResponse,
+    answer, forwarded_request, question,
+};
+use bytes::Bytes;
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+/// Pause before a request is routed again because the ring is just changing.
+const ROUTE_AGAIN: Duration = Duration::from_millis(5);
+
+/// How a request ended that this node coordinated, or could not.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// With this answer.
+    Answer(answer::Answer),
+    /// This node is no owner of the key; nothing was done.
+    NotOwner(u64),
+}
+
+fn key_of(request: &forwarded_request::Request) -> &Bytes {
+    match request {
+        forwarded_request::Request::Put(put) => &put.key,
+        forwarded_request::Request::Get(get) => &get.key,
+        forwarded_request::Request::Delete(delete) => &delete.key,
+    }
+}
+
+fn options_of(request: &forwarded_request::Request) -> Options {
+    let options = match request {
+        forwarded_request::Request::Put(put) => put.options,
+        forwarded_request::Request::Get(get) => get.options,
+        forwarded_request::Request::Delete(delete) => delete.options,
+    };
+    options.unwrap_or_default()
+}
+
+fn reads(request: &forwarded_request::Request) -> bool {
+    matches!(request, forwarded_request::Request::Get(_))
+}
+
+fn check(request: &forwarded_request::Request) -> Result<Consistency, Status> {
+    convert::key(key_of(request))?;
+    if let forwarded_request::Request::Put(put) = request {
+        convert::value(&put.value, &put.content_type)?;
+    }
+    Ok(convert::consistency(options_of(request).consistency)?)
+}
+
+fn failure(status: &Status) -> answer::Answer {
+    answer::Answer::Failure(Failure {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        outcome_unknown: status::outcome_unknown(status),
+    })
+}
+
+fn status_of(failure: Failure) -> Status {
+    let code = Code::from_i32(failure.code);
+    match code {
+        _ if failure.outcome_unknown => status::unknown(code, failure.message),
+        Code::Unavailable => status::unavailable(failure.message),
+        _ => Status::new(code, failure.message),
+    }
+}
+
+impl Store {
+    /// Puts a value, wherever that has to happen.
+    pub(super) async fn route_put(&self, put: PutRequest, timeout: Duration) -> Result<PutResponse, Status> {
+        match self.route(forwarded_request::Request::Put(put), timeout).await? {
+            answer::Answer::Put(response) => Ok(response),
+            other => Err(nonsense(&other)),
+        }
+    }
+
+    /// Gets a value, wherever it is.
+    pub(super) async fn route_get(&self, get: GetRequest, timeout: Duration) -> Result<GetResponse, Status> {
+        match self.route(forwarded_request::Request::Get(get), timeout).await? {
+            answer::Answer::Get(response) => Ok(response),
+            other => Err(nonsense(&other)),
+        }
+    }
+
+    /// Deletes a key, wherever that has to happen.
+    pub(super) async fn route_delete(&self, delete: DeleteRequest, timeout: Duration) -> Result<DeleteResponse, Status> {
+        match self.route(forwarded_request::Request::Delete(delete), timeout).await? {
+            answer::Answer::Delete(response) => Ok(response),
+            other => Err(nonsense(&other)),
+        }
+    }
+
+    async fn route(&self, request: forwarded_request::Request, timeout: Duration) -> Result<answer::Answer, Status> {
+        check(&request)?;
+        let _in_flight = self.admit()?;
+        let deadline = Instant::now() + timeout;
+        loop {
+            let layout = self.layout()?;
+            let segment = layout.segment(key_of(&request));
+            let mut tried = 0;
+            for node in self.candidates(&layout, segment) {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                tried += 1;
+                let ended = if node == self.location().me() {
+                    self.coordinate(&request, left).await
+                } else {
+                    match self.forward(node, &layout, &request, deadline).await {
+                        Some(ended) => ended,
+                        None => continue,
+                    }
+                };
+                match ended {
+                    Ended::Answer(answer::Answer::Failure(failure)) => return Err(status_of(failure)),
+                    Ended::Answer(answer) => return Ok(answer),
+                    Ended::NotOwner(epoch) if node != self.location().me() => {
+                        self.location().catch_up(node, epoch, deadline).await;
+                        break;
+                    }
+                    Ended::NotOwner(_) => break,
+                }
+            }
+            if tried == 0 {
+                return Err(no_quorum(segment, &layout));
+            }
+            if Instant::now() + ROUTE_AGAIN >= deadline {
+                return Err(status::unavailable(format!(
+                    "no owner of segment {segment} could be reached at epoch {}; nothing was done",
+                    layout.epoch
+                )));
+            }
+            tokio::time::sleep(ROUTE_AGAIN).await;
+        }
+    }
+
+    /// Who may coordinate, the best first: live ones, then those that may be.
+    fn candidates(&self, layout: &Layout, segment: Segment) -> impl Iterator<Item = NodeId> {
+        let mut owners = layout.coordinators(segment);
+        let rank = |id: &NodeId| match self.location().liveness(*id) {
+            Liveness::Up => 0,
+            Liveness::Suspect => 1,
+            Liveness::Down => 2,
+        };
+        owners.sort_by_key(rank);
+        let down = owners.partition_point(|id| rank(id) < 2);
+        owners.truncate(down);
+        owners.into_iter()
+    }
+
+    /// Has another node coordinate. `None`: it was not reached, or is safe to try elsewhere.
+    async fn forward(
+        &self,
+        node: NodeId,
+        layout: &Layout,
+        request: &forwarded_request::Request,
+        deadline: Instant,
+    ) -> Option<Ended> {
+        let address = self.location().address_of(node)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let forward = ForwardedRequest { timeout_ms: left.as_millis() as u32, request: Some(request.clone()) };
+        let replies = self.0.links.ask(node, &address, layout.ring, question::Ask::Forward(forward));
+        match tokio::time::timeout_at(deadline, replies).await {
+            Ok(Ok(Reply::Answer(answer::Answer::NotOwnerEpoch(epoch)))) => Some(Ended::NotOwner(epoch)),
+            Ok(Ok(Reply::Answer(answer))) => Some(Ended::Answer(answer)),
+            Ok(Err(_never_sent)) => None,
+            Ok(Ok(Reply::Lost)) if reads(request) => None,
+            Ok(Ok(Reply::Lost)) => Some(Ended::Answer(failure(&status::unknown(
+                Code::Aborted,
+                format!("the connection to the coordinator {node:.8} at {address} broke; the write may or may not have happened"),
+            )))),
+            Err(_elapsed) => Some(Ended::Answer(failure(&status::unknown(
+                Code::DeadlineExceeded,
+                format!("the coordinator {node:.8} at {address} did not answer in time"),
+            )))),
+        }
+    }
+
+    /// Coordinates a request here, if this node owns the key.
+    pub(super) async fn coordinate(&self, request: &forwarded_request::Request, timeout: Duration) -> Ended {
+        let ended = self.coordinate_here(request, timeout).await;
+        ended.unwrap_or_else(|status| Ended::Answer(failure(&status)))
+    }
+
+    async fn coordinate_here(&self, request: &forwarded_request::Request, timeout: Duration) -> Result<Ended, Status> {
+        let consistency = check(request)?;
+        let layout = self.layout()?;
+        let key = key_of(request).clone();
+        let segment = layout.segment(&key);
+        if !layout.read_owners(segment).contains(&self.location().me()) {
+            return Ok(Ended::NotOwner(layout.epoch));
+        }
+        let terms = self.terms(consistency, options_of(request).fallback_to_one, timeout);
+        let answer = match request {
+            forwarded_request::Request::Put(put) => {
+                let content = Content { value: Some(put.value.clone()), content_type: put.content_type.clone() };
+                let written = self.write(key, segment, content, terms).await?;
+                let (version, consistency) = self.written(written, segment, terms)?;
+                answer::Answer::Put(PutResponse { version: Some(version), consistency, epoch: layout.epoch })
+            }
+            forwarded_request::Request::Delete(_) => {
+                let content = Content { value: None, content_type: String::new() };
+                let written = self.write(key, segment, content, terms).await?;
+                let (version, consistency) = self.written(written, segment, terms)?;
+                answer::Answer::Delete(DeleteResponse { version: Some(version), consistency, epoch: layout.epoch })
+            }
+            forwarded_request::Request::Get(_) => {
+                let read = self.read(key, segment, terms).await?;
+                let epoch = read.epoch;
+                let (record, achieved) = self.ended(read, segment, terms)?;
+                let record = record.ok_or_else(|| Status::not_found("no such key"))?;
+                let now = super::wall_ms();
+                let value = record.visible(now).cloned().ok_or_else(|| Status::not_found("no such key"))?;
+                answer::Answer::Get(GetResponse {
+                    value,
+                    version: Some(convert::version_to(record.version)),
+                    content_type: record.content_type,
+                    consistency: convert::consistency_to(achieved),
+                    epoch,
+                })
+            }
+        };
+        Ok(Ended::Answer(answer))
+    }
+
+    fn written(
+        &self,
+        written: Coordinated<()>,
+        segment: Segment,
+        terms: Terms,
+    ) -> Result<(crate::wire::store::Version, i32), Status> {
+        let version = convert::version_to(written.version);
+        let ((), achieved) = self.ended(written, segment, terms)?;
+        Ok((version, convert::consistency_to(achieved)))
+    }
+
+    /// An outcome as a value or a status.
+    fn ended<T>(&self, coordinated: Coordinated<T>, segment: Segment, terms: Terms) -> Result<(T, Consistency), Status> {
+        let Coordinated { outcome, epoch, .. } = coordinated;
+        let whom = || format!("segment {segment} at epoch {epoch}, {} of {}", terms.consistency.name(), self.owners(segment));
+        match outcome {
+            Outcome::Done(value, achieved) => Ok((value, achieved)),
+            Outcome::Unavailable => Err(status::unavailable(format!("too few owners are up ({}); nothing was done", whom()))),
+            Outcome::NoSpace => Err(Status::resource_exhausted(format!("the owners' disks are full ({}); nothing was done", whom()))),
+            Outcome::Aborted => {
+                Err(status::unknown(Code::Aborted, format!("another writer was faster, or owners refused ({})", whom())))
+            }
+            Outcome::TimedOut => {
+                Err(status::unknown(Code::DeadlineExceeded, format!("too few owners answered in time ({})", whom())))
+            }
+        }
+    }
+
+    /// The owners of a segment and how they are, for messages.
+    fn owners(&self, segment: Segment) -> String {
+        let Some(layout) = self.location().layout() else { return String::new() };
+        let name = |id: NodeId| {
+            let address = self.location().address_of(id).map(|a| a.to_string()).unwrap_or_default();
+            let liveness = match self.location().liveness(id) {
+                Liveness::Up => "up",
+                Liveness::Suspect => "suspect",
+                Liveness::Down => "down",
+            };
+            format!("{address} {liveness}")
+        };
+        let mut owners: Vec<NodeId> = layout.current_owners(segment).chain(layout.next_owners(segment)).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        owners.into_iter().map(name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn no_quorum(segment: Segment, layout: &Layout) -> Status {
+    status::unavailable(format!("no owner of segment {segment} is up at epoch {}; nothing was done", layout.epoch))
+}
+
+fn nonsense(answer: &answer::Answer) -> Status {
+    tracing::warn!(?answer, "a coordinator answered something else than it was asked");
+    status::unknown(Code::Aborted, "the coordinator's answer makes no sense")
+}

@@ -1,0 +1,259 @@
+//! The gRPC services `Store` and `StorePeer`.
+
+use super::commit::Asked;
+use super::link::Answers;
+use super::routing::Ended;
+use super::{Store, answer_to_wire, handoff};
+use crate::core::node::NodeId;
+use crate::core::replica_request::{Answer, Ask};
+use crate::replica::Request as ReplicaRequest;
+use crate::wire::convert::{self, Malformed};
+use crate::wire::store::store_peer_server::{StorePeer, StorePeerServer};
+use crate::wire::store::store_server::{Store as StoreApi, StoreServer};
+use crate::wire::store::{self as pb, answer, question};
+use crate::wire::{MAX_MESSAGE_BYTES, status};
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// What a request gets that sets no deadline.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The longest deadline that is honoured.
+const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The service for clients.
+pub fn store_service(store: Store) -> StoreServer<Service> {
+    StoreServer::new(Service { store })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// The service for the ring's own nodes.
+pub fn peer_service(store: Store) -> StorePeerServer<Service> {
+    StorePeerServer::new(Service { store })
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Service {
+    store: Store,
+}
+
+/// How long a request may take: what its `grpc-timeout` header says, less a little, so that the
+/// answer arrives before the client has given up.
+fn timeout<T>(request: &Request<T>) -> Duration {
+    let header = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok());
+    let asked = header.and_then(parse_timeout).unwrap_or(DEFAULT_TIMEOUT).min(MAX_TIMEOUT);
+    asked.mul_f64(0.95)
+}
+
+/// At most eight digits and a unit, as the gRPC protocol has it.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[tonic::async_trait]
+impl StoreApi for Service {
+    async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
+        let timeout = timeout(&request);
+        self.store.route_put(request.into_inner(), timeout).await.map(Response::new)
+    }
+
+    async fn get(&self, request: Request<pb::GetRequest>) -> Result<Response<pb::GetResponse>, Status> {
+        let timeout = timeout(&request);
+        self.store.route_get(request.into_inner(), timeout).await.map(Response::new)
+    }
+
+    async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<pb::DeleteResponse>, Status> {
+        let timeout = timeout(&request);
+        self.store.route_delete(request.into_inner(), timeout).await.map(Response::new)
+    }
+}
+
+type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl StorePeer for Service {
+    type LinkStream = Answers;
+
+    async fn link(&self, request: Request<Streaming<pb::LinkRequest>>) -> Result<Response<Answers>, Status> {
+        let (sender, answers) = Answers::channel();
+        let (store, mut frames) = (self.store.clone(), request.into_inner());
+        tokio::spawn(async move {
+            let served = async {
+                let hello = frames.message().await?.and_then(|frame| frame.hello);
+                let from = store.greeted(hello.ok_or(Malformed::Missing("the link's hello"))?)?;
+                while let Some(frame) = frames.message().await? {
+                    for question in frame.questions {
+                        store.answer(from, question, &sender).await?;
+                    }
+                }
+                Ok::<(), Status>(())
+            };
+            if let Err(status) = served.await {
+                tracing::debug!(%status, "a link to this node ended");
+            }
+        });
+        Ok(Response::new(answers))
+    }
+
+    type PullSegmentStream = Responses<pb::PullSegmentResponse>;
+
+    async fn pull_segment(&self, request: Request<pb::PullSegmentRequest>) -> Result<Response<Self::PullSegmentStream>, Status> {
+        let request = request.into_inner();
+        let from = self.store.same_ring(&request.from, &request.ring_id)?;
+        self.store.reach(from, request.epoch).await?;
+        handoff::serve(self.store.clone(), request).map(Response::new)
+    }
+
+    async fn compare_digests(
+        &self,
+        request: Request<pb::CompareDigestsRequest>,
+    ) -> Result<Response<pb::CompareDigestsResponse>, Status> {
+        let request = request.into_inner();
+        let from = self.store.same_ring(&request.from, &request.ring_id)?;
+        self.store.reach(from, request.epoch).await?;
+        let mut differing = Vec::new();
+        for asked in request.segments {
+            let theirs = convert::digest(&asked.digest)?;
+            let segment = convert::segment(asked.segment)?;
+            let own = self.store.replica()?.digest(request.epoch, segment).map_err(|refusal| handoff::refused(&refusal))?;
+            if own != theirs {
+                differing.push(asked.segment);
+            }
+        }
+        Ok(Response::new(pb::CompareDigestsResponse { differing }))
+    }
+}
+
+impl Store {
+    /// Who opens a link, if he means this node in this ring.
+    fn greeted(&self, hello: pb::LinkHello) -> Result<NodeId, Status> {
+        if convert::node_id(&hello.to)? != self.location().me() {
+            return Err(Status::failed_precondition("this address belongs to another node by now"));
+        }
+        self.same_ring(&hello.from, &hello.ring_id)
+    }
+
+    fn same_ring(&self, from: &[u8], ring_id: &[u8]) -> Result<NodeId, Status> {
+        let layout = self.layout()?;
+        if convert::ring_id(ring_id)? != layout.ring {
+            return Err(Status::failed_precondition(format!("this node is in another ring, {:.8}", layout.ring)));
+        }
+        Ok(convert::node_id(from)?)
+    }
+
+    /// Installs at least this epoch before going on.
+    async fn reach(&self, from: NodeId, epoch: u64) -> Result<(), Status> {
+        let deadline = Instant::now() + DEFAULT_TIMEOUT;
+        match self.location().catch_up(from, epoch, deadline).await {
+            Some(_) => Ok(()),
+            None => Err(status::unavailable(format!("this node could not fetch the layout of epoch {epoch}"))),
+        }
+    }
+
+    /// Answers one question of a link: on the spot where possible, else from a task of its own.
+    async fn answer(&self, from: NodeId, question: pb::Question, answers: &UnboundedSender<pb::Answer>) -> Result<(), Status> {
+        let number = question.number;
+        let reply = move |answers: &UnboundedSender<pb::Answer>, answer: answer::Answer| {
+            let _link_gone = answers.send(pb::Answer { number, answer: Some(answer) });
+        };
+        let request = match question.ask.ok_or(Malformed::Missing("a question"))? {
+            question::Ask::Forward(forward) => {
+                let request = forward.request.ok_or(Malformed::Missing("a forwarded request"))?;
+                let timeout = Duration::from_millis(forward.timeout_ms.into()).min(MAX_TIMEOUT);
+                let (store, answers) = (self.clone(), answers.clone());
+                tokio::spawn(async move {
+                    let answer = match store.coordinate(&request, timeout.mul_f64(0.95)).await {
+                        Ended::Answer(answer) => answer,
+                        Ended::NotOwner(epoch) => answer::Answer::NotOwnerEpoch(epoch),
+                    };
+                    reply(&answers, answer);
+                });
+                return Ok(());
+            }
+            question::Ask::Write(write) => {
+                convert::key(&write.key)?;
+                let record = convert::record(write.record.ok_or(Malformed::Missing("a record"))?)?;
+                ReplicaRequest { epoch: write.epoch, key: write.key, ask: Ask::Write(record) }
+            }
+            question::Ask::Read(read) => {
+                convert::key(&read.key)?;
+                let ask = if read.version_only { Ask::Version } else { Ask::Read };
+                ReplicaRequest { epoch: read.epoch, key: read.key, ask }
+            }
+        };
+        match self.committer()?.ask(request).await {
+            Asked::Now(answer) => reply(answers, answer_to_wire(answer)),
+            Asked::Later(later) => {
+                let answers = answers.clone();
+                tokio::spawn(async move {
+                    let answer = later.await.unwrap_or(Answer::Silence);
+                    reply(&answers, answer_to_wire(answer));
+                });
+            }
+            Asked::Behind(request) => {
+                let (store, answers) = (self.clone(), answers.clone());
+                tokio::spawn(async move {
+                    let answer = store.answer_when_there(from, request).await;
+                    reply(&answers, answer_to_wire(answer));
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches the asker's layout first, then answers.
+    async fn answer_when_there(&self, from: NodeId, request: ReplicaRequest) -> Answer {
+        if self.reach(from, request.epoch).await.is_err() {
+            return Answer::Silence;
+        }
+        let Ok(committer) = self.committer() else { return Answer::Silence };
+        match committer.ask(request).await {
+            Asked::Now(answer) => answer,
+            Asked::Later(later) => later.await.unwrap_or(Answer::Silence),
+            Asked::Behind(_) => Answer::Silence,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_has_them() {
+        let check = |text, expected: Option<u64>| {
+            assert_eq!(parse_timeout(text), expected.map(Duration::from_micros), "{text}");
+        };
+        check("2S", Some(2_000_000));
+        check("100m", Some(100_000));
+        check("5000u", Some(5_000));
+        check("1H", Some(3_600_000_000));
+        check("", None);
+        check("S", None);
+        check("123456789S", None);
+        check("-1S", None);
+        check("5x", None);
+        check("é", None);
+    }
+}
