@@ -334,7 +334,7 @@ impl Cluster {
     }
 
     fn submit(&mut self, node: Index, command: Command) {
-        self.env.after(command.patience + 200 * MS, Event::GivenUp(command.number));
+        self.env.after(command.patience + 60 * MS, Event::GivenUp(command.number));
         if let Some(process) = &mut self.seats[node].process {
             process.submit(command, &mut self.env);
             self.look_after(node);
@@ -383,10 +383,25 @@ impl Cluster {
             }
             Fault::Deaf => {
                 self.env.count(Kind::Deaf);
-                let few = self.env.rng.next() & self.env.rng.next();
-                let nodes = if self.env.rng.chance(500) { 1 << victim } else { few as u32 };
+                let nodes = self.some_nodes(victim);
                 let until = self.env.now + self.env.rng.range(50 * MS, 4 * SECOND);
                 self.env.gossip.deafen(nodes, until);
+            }
+            Fault::Numb => {
+                self.env.count(Kind::Numb);
+                let nodes = self.some_nodes(victim);
+                let until = self.env.now + self.env.rng.range(50 * MS, 2 * SECOND);
+                self.env.gossip.numb(nodes, until);
+            }
+            Fault::Doubt => {
+                self.env.count(Kind::Doubt);
+                let pullers = self.env.checker.newest().map(|layout| layout.all_pullers()).unwrap_or_default();
+                let pullers: Vec<Index> = pullers.into_iter().map(index_of).collect();
+                let subject = client::choose(&mut self.env, &pullers).unwrap_or(victim);
+                let until = self.env.now + self.env.rng.range(100 * MS, 400 * MS);
+                for observer in running {
+                    self.env.gossip.mistake(observer, subject, until);
+                }
             }
             Fault::Mistake => {
                 self.env.count(Kind::Mistake);
@@ -421,6 +436,12 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// One node, or about a quarter of all.
+    fn some_nodes(&mut self, one: Index) -> u32 {
+        let few = self.env.rng.next() & self.env.rng.next();
+        if self.env.rng.chance(500) { 1 << one } else { few as u32 }
     }
 
     /// Owners of one segment leave, one of them or several, as long as somebody stays.

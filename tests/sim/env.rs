@@ -256,7 +256,10 @@ impl Env {
 
     fn transmit(&mut self, from: Index, to: Index, packet: Packet) {
         let of_layouts = matches!(packet, Packet::Membership(_) | Packet::Layout(_) | Packet::Epoch(_));
-        let unheard = self.gossip.is_cut(from, to) || of_layouts && self.gossip.is_deaf(to, self.now);
+        let asks = matches!(packet, Packet::Ask { .. });
+        let unheard = self.gossip.is_cut(from, to)
+            || of_layouts && self.gossip.is_deaf(to, self.now)
+            || asks && self.gossip.is_numb(to, self.now);
         if !self.healed && (unheard || self.rng.chance(self.plan.lost)) {
             self.count(Kind::Lost);
             self.note(|| format!("lost {from} -> {to} {packet:?}"));

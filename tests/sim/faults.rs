@@ -20,7 +20,11 @@ pub(crate) enum Fault {
     Cut,
     /// Some nodes hear nothing of layouts for a while, and serve on at their epoch.
     Deaf,
+    /// Some nodes hear no coordinator for a while, but all else.
+    Numb,
     Mistake,
+    /// Everybody takes one node for dead, one that pulls if there is any.
+    Doubt,
     ClockJump,
     DiskFull,
     Join,
@@ -30,17 +34,27 @@ pub(crate) enum Fault {
 }
 
 /// What strikes at the worst moment: just after the first node has installed a new layout.
-pub(crate) const AMBUSHES: [Fault; 6] =
-    [Fault::Deaf, Fault::Deaf, Fault::Deaf, Fault::Cut, Fault::Crash, Fault::CrashAll];
+pub(crate) const AMBUSHES: [Fault; 8] = [
+    Fault::Deaf,
+    Fault::Deaf,
+    Fault::Numb,
+    Fault::Doubt,
+    Fault::Doubt,
+    Fault::Cut,
+    Fault::Crash,
+    Fault::CrashAll,
+];
 
 /// How often each fault strikes in the long run, relative to the others.
-const WEIGHTS: [(Fault, u64); 12] = [
+const WEIGHTS: [(Fault, u64); 14] = [
     (Fault::Crash, 6),
     (Fault::CrashAll, 1),
     (Fault::Kill, 1),
     (Fault::Cut, 4),
     (Fault::Deaf, 6),
+    (Fault::Numb, 3),
     (Fault::Mistake, 2),
+    (Fault::Doubt, 1),
     (Fault::ClockJump, 1),
     (Fault::DiskFull, 1),
     (Fault::Join, 8),

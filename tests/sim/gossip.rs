@@ -25,6 +25,8 @@ pub(crate) struct Gossip {
     mistakes: Vec<(Index, Index, Micros)>,
     /// Nodes that hear nothing of layouts, one bit a node, and until when.
     deaf: (u32, Micros),
+    /// Nodes that hear no coordinator, and until when.
+    numb: (u32, Micros),
     /// How many in a thousand are under suspicion, for no reason; it changes all the time.
     suspicion: u64,
 }
@@ -51,7 +53,7 @@ impl View {
 
 impl Gossip {
     pub(crate) fn new(detect: Micros, suspicion: u64) -> Self {
-        Gossip { lives: Vec::new(), detect, cut: None, mistakes: Vec::new(), deaf: (0, 0), suspicion }
+        Gossip { lives: Vec::new(), detect, cut: None, mistakes: Vec::new(), deaf: (0, 0), numb: (0, 0), suspicion }
     }
 
     /// A node came to life or lost it.
@@ -89,10 +91,20 @@ impl Gossip {
         now < self.deaf.1 && self.deaf.0 >> node & 1 != 0
     }
 
+    /// Nothing that coordinators ask reaches these nodes for a while.
+    pub(crate) fn numb(&mut self, nodes: u32, until: Micros) {
+        self.numb = (nodes, until);
+    }
+
+    pub(crate) fn is_numb(&self, node: Index, now: Micros) -> bool {
+        now < self.numb.1 && self.numb.0 >> node & 1 != 0
+    }
+
     pub(crate) fn heal(&mut self) {
         self.cut = None;
         self.mistakes.clear();
         self.deaf = (0, 0);
+        self.numb = (0, 0);
         self.suspicion = 0;
     }
 
