@@ -7,7 +7,7 @@
 
 use crate::core::node::Address;
 use crate::location::state::NodeState;
-use crate::location::{Departure, Location, LocationConfig, LocationError, NoSegments, SegmentHost, agent};
+use crate::location::{Boxed, Departure, Location, LocationConfig, LocationError, NoSegments, agent};
 #[cfg(feature = "store")]
 use crate::store::{FreeSpace, Store, commit::AnyEngine};
 use crate::wire::DESCRIPTORS;
@@ -20,6 +20,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 /// How long requests that are being worked on may take to finish once the node is out.
+#[cfg(feature = "store")]
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Streams that one connection may have open at once: what one client can ask for in parallel.
@@ -91,40 +92,72 @@ pub struct Node {
 }
 
 /// Runs a node on a bound listener until it leaves, is removed or told to stop.
-pub async fn run(listener: TcpListener, node: Node, mut commands: mpsc::Receiver<Command>) -> Result<Departure, NodeError> {
+pub async fn run(
+    listener: TcpListener,
+    node: Node,
+    commands: mpsc::Receiver<Command>,
+) -> Result<Departure, NodeError> {
+    start(listener, node, commands).1.await
+}
+
+/// The same, with the handle to its place in the ring, for programs that want to know who owns
+/// what. Nothing happens until the future is polled.
+pub fn start(
+    listener: TcpListener,
+    node: Node,
+    commands: mpsc::Receiver<Command>,
+) -> (Location, impl Future<Output = Result<Departure, NodeError>>) {
     let Node { address, state, durable, config, role } = node;
-    let host: Arc<dyn SegmentHost>;
-    #[cfg(feature = "store")]
-    let mut store: Option<Store> = None;
     match role {
-        Role::Location => host = Arc::new(NoSegments),
+        Role::Location => {
+            let (location, agent) = agent::start(address, config, state, durable, Arc::new(NoSegments));
+            let serving = serve(listener, location.clone(), Box::pin(agent), None, commands);
+            (location, serving)
+        }
         #[cfg(feature = "store")]
         Role::Store { engine, free_space } => {
-            let made = Store::new(&state, engine, free_space);
-            host = Arc::new(made.clone());
-            store = Some(made);
+            let store = Store::new(&state, engine, free_space);
+            let (location, agent) = agent::start(address, config, state, durable, Arc::new(store.clone()));
+            store.attach(location.clone());
+            let serving = serve(listener, location.clone(), Box::pin(agent), Some(store), commands);
+            (location, serving)
         }
     }
-    let (location, agent) = agent::start(address, config, state, durable, host);
+}
+
+/// The store of a node that has one.
+#[cfg(feature = "store")]
+type MaybeStore = Option<Store>;
+#[cfg(not(feature = "store"))]
+type MaybeStore = Option<std::convert::Infallible>;
+
+async fn serve(
+    listener: TcpListener,
+    location: Location,
+    mut agent: Boxed<Result<Departure, LocationError>>,
+    store: MaybeStore,
+    mut commands: mpsc::Receiver<Command>,
+) -> Result<Departure, NodeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     let mut routes = Routes::new(health_service)
         .add_service(crate::location::service::location_service(location.clone()))
         .add_service(crate::location::service::peer_service(location.clone()));
     // What the standard tools ask for, in both of its versions. The descriptors were compiled in.
-    let described = || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
+    let described =
+        || tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(DESCRIPTORS);
     if let (Ok(v1), Ok(alpha)) = (described().build_v1(), described().build_v1alpha()) {
         routes = routes.add_service(v1).add_service(alpha);
     }
     let mut broken: std::pin::Pin<Box<dyn Future<Output = String> + Send>> = Box::pin(std::future::pending());
     #[cfg(feature = "store")]
     if let Some(store) = &store {
-        store.attach(location.clone());
         routes = routes
             .add_service(crate::store::service::store_service(store.clone()))
             .add_service(crate::store::service::peer_service(store.clone()));
         let watched = store.clone();
         broken = Box::pin(async move { watched.failed().await });
     }
+    let routes = with_http(routes.prepare(), &store);
     let (stop_serving, stopped) = oneshot::channel::<()>();
     let serve = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
@@ -132,7 +165,8 @@ pub async fn run(listener: TcpListener, node: Node, mut commands: mpsc::Receiver
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
-        .add_routes(routes.prepare())
+        .accept_http1(cfg!(feature = "gateway"))
+        .add_routes(routes)
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async {
             let _told_or_dropped = stopped.await;
         });
@@ -141,7 +175,6 @@ pub async fn run(listener: TcpListener, node: Node, mut commands: mpsc::Receiver
     #[cfg(feature = "store")]
     let housekeeping = store.as_ref().map(|store| tokio::spawn(store.clone().housekeeping()));
 
-    let mut agent = std::pin::pin!(agent);
     let ended = loop {
         tokio::select! {
             departure = &mut agent => break departure.map_err(NodeError::from),
@@ -173,6 +206,16 @@ pub async fn run(listener: TcpListener, node: Node, mut commands: mpsc::Receiver
     }
     server.abort();
     ended
+}
+
+/// Adds plain HTTP beside gRPC, where this build has it and the node a store.
+fn with_http(routes: Routes, store: &MaybeStore) -> Routes {
+    #[cfg(feature = "gateway")]
+    if let Some(store) = store {
+        return Routes::from(routes.into_axum_router().merge(crate::gateway::native::routes(store.clone())));
+    }
+    let _without_gateway = store;
+    routes
 }
 
 /// Waits until no client request is being worked on any more, or for long enough.

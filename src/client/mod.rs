@@ -83,7 +83,9 @@ impl From<Status> for ClientError {
         let message = status.message().to_owned();
         match status.code() {
             Code::InvalidArgument | Code::OutOfRange => ClientError::Invalid(message),
-            Code::Unavailable | Code::ResourceExhausted if !crate::wire::status::outcome_unknown(&status) => {
+            // Nothing was done: it was turned away, says so, or never left.
+            Code::ResourceExhausted => ClientError::Unavailable(message),
+            Code::Unavailable if retryable(&status) || never_sent(&status) => {
                 ClientError::Unavailable(message)
             }
             Code::PermissionDenied | Code::FailedPrecondition | Code::NotFound | Code::Unimplemented => {
@@ -179,7 +181,10 @@ pub struct Client {
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("config", &self.config).field("seeds", &self.seeds).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("config", &self.config)
+            .field("seeds", &self.seeds)
+            .finish_non_exhaustive()
     }
 }
 
@@ -198,7 +203,9 @@ pub async fn find_on_loopback(kind: Kind, ring_name: Option<&str>) -> Result<Vec
     if names.len() > 1 {
         let names: Vec<_> = names.into_iter().map(|(name, _)| name).collect();
         let names = names.join(", ");
-        return Err(ClientError::Invalid(format!("several rings on this machine ({names}): choose one with --peer HOST:PORT")));
+        return Err(ClientError::Invalid(format!(
+            "several rings on this machine ({names}): choose one with --peer HOST:PORT"
+        )));
     }
     let addresses: Vec<Address> = members.iter().filter_map(|r| r.address.parse().ok()).collect();
     if addresses.is_empty() {
@@ -248,19 +255,25 @@ impl Client {
     /// Stores a value under a key.
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<Written, ClientError> {
         let (key, value) = (key.into(), value.into());
-        let request = PutRequest { key: key.clone(), value, options: self.options(), content_type: String::new() };
+        let request =
+            PutRequest { key: key.clone(), value, options: self.options(), content_type: String::new() };
         let response = self
             .call(&key, request, |channel, request| async move { store(channel).put(request).await })
             .await?;
         self.seen(response.epoch).await;
-        Ok(Written { version: convert::version(response.version), consistency: achieved(response.consistency) })
+        Ok(Written {
+            version: convert::version(response.version),
+            consistency: achieved(response.consistency),
+        })
     }
 
     /// The value under a key, if there is one.
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Found>, ClientError> {
         let key = key.into();
         let request = GetRequest { key: key.clone(), options: self.options() };
-        let result = self.call(&key, request, |channel, request| async move { store(channel).get(request).await }).await;
+        let result = self
+            .call(&key, request, |channel, request| async move { store(channel).get(request).await })
+            .await;
         match result {
             Ok(response) => {
                 self.seen(response.epoch).await;
@@ -284,7 +297,10 @@ impl Client {
             .call(&key, request, |channel, request| async move { store(channel).delete(request).await })
             .await?;
         self.seen(response.epoch).await;
-        Ok(Written { version: convert::version(response.version), consistency: achieved(response.consistency) })
+        Ok(Written {
+            version: convert::version(response.version),
+            consistency: achieved(response.consistency),
+        })
     }
 
     /// How the ring and its nodes are doing, as any reachable node sees it.
@@ -336,7 +352,9 @@ impl Client {
 
     fn member(&self, id: NodeId) -> Result<LocationClient<Channel>, ClientError> {
         let layout = self.layout();
-        let member = layout.member(id).ok_or_else(|| ClientError::Invalid(format!("{id} is no member of the ring")))?;
+        let member = layout
+            .member(id)
+            .ok_or_else(|| ClientError::Invalid(format!("{id} is no member of the ring")))?;
         Ok(location(self.node(&member.address).channel()))
     }
 
@@ -394,7 +412,8 @@ impl Client {
     fn route(&self, key: &[u8]) -> Vec<Address> {
         let layout = self.layout();
         let owners = layout.coordinators(layout.segment(key)).into_iter();
-        let mut all: Vec<Address> = owners.filter_map(|id| layout.member(id)).map(|m| m.address.clone()).collect();
+        let mut all: Vec<Address> =
+            owners.filter_map(|id| layout.member(id)).map(|m| m.address.clone()).collect();
         for address in self.addresses() {
             if !all.contains(&address) {
                 all.push(address);
@@ -405,7 +424,12 @@ impl Client {
 
     /// Sends a request to the key's coordinators in turn, then to anybody, for as long as nothing
     /// was done and there is time.
-    async fn call<Q: Clone, A, F>(&self, key: &[u8], message: Q, send: impl Fn(Channel, Request<Q>) -> F) -> Result<A, Status>
+    async fn call<Q: Clone, A, F>(
+        &self,
+        key: &[u8],
+        message: Q,
+        send: impl Fn(Channel, Request<Q>) -> F,
+    ) -> Result<A, Status>
     where
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
@@ -414,13 +438,22 @@ impl Client {
         match send(first.channel(), self.request(message.clone(), self.config.timeout)).await {
             Ok(response) => Ok(response.into_inner()),
             Err(status) if never_sent(&status) => {
-                let others = self.route(key).into_iter().filter(|address| *address != first.address).collect();
-                Box::pin(self.call_again(key, message, send, deadline, others, status)).await
+                let others =
+                    self.route(key).into_iter().filter(|address| *address != first.address).collect();
+                Box::pin(self.call_again(
+                    key,
+                    message,
+                    send,
+                    deadline,
+                    others,
+                    explained(status, &first.address),
+                ))
+                .await
             }
             Err(status) if retryable(&status) => {
                 Box::pin(self.call_again(key, message, send, deadline, Vec::new(), status)).await
             }
-            Err(status) => Err(status),
+            Err(status) => Err(explained(status, &first.address)),
         }
     }
 
@@ -448,12 +481,12 @@ impl Client {
                 }
                 match send(self.node(address).channel(), self.request(message.clone(), left)).await {
                     Ok(response) => return Ok(response.into_inner()),
-                    Err(status) if never_sent(&status) => last = status,
+                    Err(status) if never_sent(&status) => last = explained(status, address),
                     Err(status) if retryable(&status) => {
                         last = status;
                         break;
                     }
-                    Err(status) => return Err(status),
+                    Err(status) => return Err(explained(status, address)),
                 }
             }
             if Instant::now() + pause >= deadline {
@@ -494,7 +527,9 @@ fn achieved(number: i32) -> Consistency {
 }
 
 fn store(channel: Channel) -> StoreClient<Channel> {
-    StoreClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES)
+    StoreClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 fn location(channel: Channel) -> LocationClient<Channel> {
@@ -504,6 +539,19 @@ fn location(channel: Channel) -> LocationClient<Channel> {
 /// The connection could not even be made.
 fn never_sent(status: &Status) -> bool {
     crate::wire::status::never_connected(status)
+}
+
+/// A status that this side made, because no answer came, says in words of its own who gave none.
+fn explained(status: Status, address: &Address) -> Status {
+    if std::error::Error::source(&status).is_none() {
+        return status;
+    }
+    let message = match status.code() {
+        _ if never_sent(&status) => format!("can't connect to {address}"),
+        Code::Cancelled | Code::DeadlineExceeded => format!("{address} did not answer in time"),
+        _ => format!("the connection to {address} broke"),
+    };
+    Status::new(status.code(), message)
 }
 
 /// The server says that nothing was done.

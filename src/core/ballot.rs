@@ -74,12 +74,15 @@ pub enum Mandate<V> {
     Free(BTreeSet<NodeId>),
 }
 
+/// What a promise told: what its voter accepted last, and whom it takes to be down.
+type Promise<V> = (Option<(Ballot, V)>, BTreeSet<NodeId>);
+
 /// One attempt.
 #[derive(Debug, Clone)]
 pub struct Proposal<V> {
     ballot: Ballot,
     voters: Vec<NodeId>,
-    promises: BTreeMap<NodeId, (Option<(Ballot, V)>, BTreeSet<NodeId>)>,
+    promises: BTreeMap<NodeId, Promise<V>>,
     value: Option<V>,
     accepts: BTreeSet<NodeId>,
 }
@@ -105,7 +108,12 @@ impl<V: Clone> Proposal<V> {
     }
 
     /// A voter promised. Answers once, when the majority is there.
-    pub fn promised(&mut self, from: NodeId, accepted: Option<(Ballot, V)>, down: BTreeSet<NodeId>) -> Option<Mandate<V>> {
+    pub fn promised(
+        &mut self,
+        from: NodeId,
+        accepted: Option<(Ballot, V)>,
+        down: BTreeSet<NodeId>,
+    ) -> Option<Mandate<V>> {
         if self.value.is_some() || !self.voters.contains(&from) {
             return None;
         }

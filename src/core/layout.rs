@@ -187,7 +187,14 @@ pub struct Pull {
 
 impl Layout {
     /// The first layout of a new ring: one member that owns everything.
-    pub fn first(ring: RingId, name: String, kind: Kind, replicas: Replicas, segments: SegmentCount, member: Member) -> Self {
+    pub fn first(
+        ring: RingId,
+        name: String,
+        kind: Kind,
+        replicas: Replicas,
+        segments: SegmentCount,
+        member: Member,
+    ) -> Self {
         let row = vec![Cell { member: 0, acquired: 1 }];
         Layout {
             ring,
@@ -401,13 +408,17 @@ impl Layout {
         // Indexes: of the old members, of the new, and of the seats at the new table.
         let index = |id: NodeId| members.binary_search_by_key(&id, |m| m.id).unwrap_or(0);
         let from_old: Vec<usize> = self.ids().map(index).collect();
-        let seated: Vec<usize> = (0..members.len()).filter(|&i| members[i].standing != Standing::Leaving).collect();
+        let seated: Vec<usize> =
+            (0..members.len()).filter(|&i| members[i].standing != Standing::Leaving).collect();
         let seat_of = |member: usize| seated.binary_search(&member).ok().map(|seat| seat as u16);
-        let seats: Vec<Seat> =
-            seated.iter().map(|&i| Seat { zone: members[i].zone.clone(), weight: members[i].weight }).collect();
+        let seats: Vec<Seat> = seated
+            .iter()
+            .map(|&i| Seat { zone: members[i].zone.clone(), weight: members[i].weight })
+            .collect();
 
         let reindexed = |cell: &Cell| Cell { member: from_old[usize::from(cell.member)] as u16, ..*cell };
-        let current: Vec<Vec<Cell>> = self.current.rows().map(|row| row.iter().map(reindexed).collect()).collect();
+        let current: Vec<Vec<Cell>> =
+            self.current.rows().map(|row| row.iter().map(reindexed).collect()).collect();
         let old: Vec<Vec<u16>> = current
             .iter()
             .map(|row| row.iter().filter_map(|cell| seat_of(usize::from(cell.member))).collect())
@@ -490,7 +501,8 @@ impl Layout {
         let heir = *heirs.first()?;
         let epoch = self.epoch + 1;
         let rows = self.current.rows().map(|row| {
-            let mut kept: Vec<Cell> = row.iter().copied().filter(|cell| heirs.contains(&cell.member)).collect();
+            let mut kept: Vec<Cell> =
+                row.iter().copied().filter(|cell| heirs.contains(&cell.member)).collect();
             if kept.is_empty() {
                 kept.push(Cell { member: heir, acquired: epoch });
             }
@@ -505,7 +517,10 @@ impl Layout {
     pub fn validate(&self) -> Result<(), BadLayout> {
         let check = |holds: bool, what| if holds { Ok(()) } else { Err(BadLayout(what)) };
         check(self.epoch > 0, "epoch 0")?;
-        check(!self.name.is_empty() && self.name.len() <= MAX_NAME_BYTES, "the ring's name is empty or too long")?;
+        check(
+            !self.name.is_empty() && self.name.len() <= MAX_NAME_BYTES,
+            "the ring's name is empty or too long",
+        )?;
         check(!self.members.is_empty() && self.members.len() <= MAX_MEMBERS, "no members, or too many")?;
         check(self.members.is_sorted_by(|a, b| a.id < b.id), "members out of order")?;
         check(self.members.iter().all(|m| m.zone.len() <= MAX_NAME_BYTES), "a zone name is too long")?;

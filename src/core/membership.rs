@@ -122,7 +122,16 @@ impl Membership {
     pub fn new(me: NodeId, layout: Arc<Layout>, vote: Vote<Arc<Layout>>, patience: Patience) -> Self {
         let report = Report { installed: layout.epoch, ..Report::default() };
         let highest_round = vote.promised.round;
-        Membership { me, layout, vote, desk: Desk::new(patience), attempt: None, highest_round, report, reported: None }
+        Membership {
+            me,
+            layout,
+            vote,
+            desk: Desk::new(patience),
+            attempt: None,
+            highest_round,
+            report,
+            reported: None,
+        }
     }
 
     /// The installed layout.
@@ -234,7 +243,8 @@ impl Membership {
 
     fn send_report(&mut self, now: Moment, view: View, out: &mut Vec<Output>) {
         let due = self.reported.as_ref().is_none_or(|(at, said)| {
-            now.saturating_sub(*at) >= HEARTBEAT || Report { progress: said.progress, ..self.report.clone() } != *said
+            now.saturating_sub(*at) >= HEARTBEAT
+                || Report { progress: said.progress, ..self.report.clone() } != *said
         });
         if !due || !self.is_member() {
             return;
@@ -262,7 +272,9 @@ impl Membership {
         let own = self.handle(self.me, message.clone(), now, view);
         for output in own {
             match output {
-                Output::Send(to, answer) if to == self.me => out.extend(self.handle(self.me, answer, now, view)),
+                Output::Send(to, answer) if to == self.me => {
+                    out.extend(self.handle(self.me, answer, now, view))
+                }
                 // What a vote of this node's own leads to must not leave before the vote is durable.
                 output => out.push(output),
             }
@@ -278,7 +290,8 @@ impl Membership {
                     let answer = match self.vote.prepare(ballot) {
                         Ok(accepted) => {
                             out.push(Output::Persist);
-                            let down = self.layout.ids().filter(|id| *id != self.me && view(*id) == Liveness::Down);
+                            let down =
+                                self.layout.ids().filter(|id| *id != self.me && view(*id) == Liveness::Down);
                             Message::Promise { target, ballot, accepted, down: down.collect() }
                         }
                         Err(promised) => Message::Refused { target, promised },
@@ -304,15 +317,16 @@ impl Membership {
             }
             Message::Accepted { target, ballot } => {
                 let Some(attempt) = &mut self.attempt else { return out };
-                if target == self.layout.epoch + 1 && ballot == attempt.proposal.ballot() {
-                    if let Some(chosen) = attempt.proposal.accepted(from).cloned() {
-                        self.attempt = None;
-                        let everyone: BTreeSet<_> = self.layout.ids().chain(chosen.ids()).collect();
-                        let others = everyone.into_iter().filter(|id| *id != self.me);
-                        // First here: whoever is told can rely on this node knowing it too.
-                        out.push(Output::Install(chosen.clone()));
-                        out.extend(others.map(|id| Output::Send(id, Message::Install(chosen.clone()))));
-                    }
+                if target == self.layout.epoch + 1
+                    && ballot == attempt.proposal.ballot()
+                    && let Some(chosen) = attempt.proposal.accepted(from).cloned()
+                {
+                    self.attempt = None;
+                    let everyone: BTreeSet<_> = self.layout.ids().chain(chosen.ids()).collect();
+                    let others = everyone.into_iter().filter(|id| *id != self.me);
+                    // First here: whoever is told can rely on this node knowing it too.
+                    out.push(Output::Install(chosen.clone()));
+                    out.extend(others.map(|id| Output::Send(id, Message::Install(chosen.clone()))));
                 }
             }
             Message::Refused { target, promised } => {
@@ -368,7 +382,9 @@ impl Membership {
         out: &mut Vec<Output>,
     ) {
         let current = target == self.target();
-        let Some(attempt) = self.attempt.as_mut().filter(|a| current && ballot == a.proposal.ballot()) else { return };
+        let Some(attempt) = self.attempt.as_mut().filter(|a| current && ballot == a.proposal.ballot()) else {
+            return;
+        };
         let value = match attempt.proposal.promised(from, accepted, down) {
             None => return,
             Some(Mandate::Bound(value)) => Some(value),
@@ -392,7 +408,8 @@ impl Membership {
             return;
         }
         // A member that keeps nothing, whose address answers under another id, is gone for good.
-        let replaced = |m: &&Member| m.address == member.address && !m.durable && m.standing == Standing::Staying;
+        let replaced =
+            |m: &&Member| m.address == member.address && !m.durable && m.standing == Standing::Staying;
         let replaced = self.layout.members.iter().find(replaced).map(|m| m.id);
         if let Some(id) = replaced {
             self.desk.ask_removal(id);

@@ -8,18 +8,18 @@
 //! Clippy's disallowed lists guard this: see `clippy.toml`, denied here and allowed elsewhere.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-pub mod node;
-pub mod token;
-pub mod layout;
-pub mod placement;
 pub mod ballot;
-pub mod transition;
-pub mod membership;
 pub mod clock;
-pub mod record;
 pub mod digest;
-pub mod quorum;
-pub mod replica_request;
-pub mod write;
-pub mod read;
+pub mod layout;
+pub mod membership;
 pub mod mutants;
+pub mod node;
+pub mod placement;
+pub mod quorum;
+pub mod read;
+pub mod record;
+pub mod replica_request;
+pub mod token;
+pub mod transition;
+pub mod write;

@@ -41,7 +41,7 @@ impl FromStr for NodeId {
         if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(BadNodeId);
         }
-        u128::from_str_radix(text, 16).map(NodeId).map_err(|_| BadNodeId)
+        u128::from_str_radix(text, 16).map(NodeId).map_err(|_error| BadNodeId)
     }
 }
 

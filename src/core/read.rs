@@ -165,7 +165,14 @@ impl Read {
     }
 
     /// `from` answered what it was asked at `epoch`.
-    pub fn answered(&mut self, from: NodeId, epoch: Epoch, answer: Answer, now: Moment, out: &mut Vec<Action>) {
+    pub fn answered(
+        &mut self,
+        from: NodeId,
+        epoch: Epoch,
+        answer: Answer,
+        now: Moment,
+        out: &mut Vec<Action>,
+    ) {
         if self.outcome.is_some() {
             return;
         }
@@ -363,7 +370,8 @@ impl Read {
     /// What a read at ONE may return: the newest record of any owner of the read set that answered.
     fn best_of_one(&self) -> Option<Option<Record>> {
         let answered = |id: &&NodeId| self.version_at(**id).is_some();
-        let greatest = self.read_set.owners().iter().filter(answered).filter_map(|id| self.version_at(*id)).max()?;
+        let greatest =
+            self.read_set.owners().iter().filter(answered).filter_map(|id| self.version_at(*id)).max()?;
         match &self.record {
             Some(record) => Some(Some(record.clone())),
             None => (greatest == Version::ABSENT).then_some(None),
@@ -414,7 +422,9 @@ mod tests {
         let ring = ring_of(3, 3, 4);
         let me = ring.coordinators(S)[0];
         let (mut read, asked) = start(&ring, Consistency::Quorum, false);
-        assert!(matches!(asked[..], [Action::Ask(a, _, Ask::Read), Action::Ask(_, _, Ask::Version)] if a == me));
+        assert!(
+            matches!(asked[..], [Action::Ask(a, _, Ask::Read), Action::Ask(_, _, Ask::Version)] if a == me)
+        );
         let Action::Ask(other, ..) = asked[1] else { panic!() };
         assert_eq!(answer(&mut read, me, Answer::Record(Some(record(5)))), []);
         assert_eq!(done(&read), None);
@@ -428,7 +438,8 @@ mod tests {
         let (mut read, asked) = start(&ring, Consistency::Quorum, false);
         for action in asked {
             let Action::Ask(id, _, ask) = action else { panic!() };
-            let nothing = if ask == Ask::Read { Answer::Record(None) } else { Answer::Version(Version::ABSENT) };
+            let nothing =
+                if ask == Ask::Read { Answer::Record(None) } else { Answer::Version(Version::ABSENT) };
             answer(&mut read, id, nothing);
         }
         assert_eq!(done(&read), Some(None));

@@ -149,7 +149,9 @@ impl Desk {
     /// A node's report arrived.
     pub fn hear_report(&mut self, from: NodeId, report: Report, now: Moment) {
         let moved = match self.reports.get(&from) {
-            Some(old) if old.what.progress == report.progress && old.what.installed == report.installed => old.moved,
+            Some(old) if old.what.progress == report.progress && old.what.installed == report.installed => {
+                old.moved
+            }
             _ => now,
         };
         self.reports.insert(from, Heard { what: report, at: now, moved });
@@ -194,13 +196,23 @@ impl Desk {
     }
 
     /// Whether all members that live want to leave: then nobody does, and all just stop.
-    pub fn everyone_leaves(&self, layout: &Layout, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness) -> bool {
+    pub fn everyone_leaves(
+        &self,
+        layout: &Layout,
+        now: Moment,
+        liveness: &dyn Fn(NodeId) -> Liveness,
+    ) -> bool {
         let mut live = layout.ids().filter(|id| liveness(*id) != Liveness::Down);
         layout.phase == Phase::Stable && live.all(|id| self.leaving(id, now))
     }
 
     /// What should be proposed now.
-    pub fn next(&mut self, layout: &Layout, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness) -> Option<Change> {
+    pub fn next(
+        &mut self,
+        layout: &Layout,
+        now: Moment,
+        liveness: &dyn Fn(NodeId) -> Liveness,
+    ) -> Option<Change> {
         for id in layout.ids() {
             match liveness(id) {
                 Liveness::Down => _ = self.down_since.entry(id).or_insert(now),
@@ -208,23 +220,33 @@ impl Desk {
             }
         }
         match layout.phase {
-            Phase::Stable => self.from_stable(layout, now, liveness),
-            Phase::Dual => self.from_dual(layout, now, liveness),
+            Phase::Stable => self.next_of_stable(layout, now, liveness),
+            Phase::Dual => self.next_of_dual(layout, now, liveness),
             Phase::ReadNew => {
-                let installed = |id: &NodeId| self.reports.get(id).is_some_and(|r| r.what.installed == layout.epoch);
+                let installed =
+                    |id: &NodeId| self.reports.get(id).is_some_and(|r| r.what.installed == layout.epoch);
                 let installed: BTreeSet<_> = layout.ids().filter(installed).collect();
                 layout.old_reads_are_over(&installed).then_some(Change::Settle)
             }
         }
     }
 
-    fn from_stable(&mut self, layout: &Layout, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness) -> Option<Change> {
+    fn next_of_stable(
+        &mut self,
+        layout: &Layout,
+        now: Moment,
+        liveness: &dyn Fn(NodeId) -> Liveness,
+    ) -> Option<Change> {
         let waits = |id: NodeId| self.back_off.get(&id).is_some_and(|b| now < b.until);
         if layout.ids().any(waits) || self.everyone_leaves(layout, now, liveness) {
             return None;
         }
-        let joins: Vec<Member> =
-            self.joining(now).into_iter().filter(|m| !layout.is_member(m.id) && !waits(m.id)).cloned().collect();
+        let joins: Vec<Member> = self
+            .joining(now)
+            .into_iter()
+            .filter(|m| !layout.is_member(m.id) && !waits(m.id))
+            .cloned()
+            .collect();
         let leaves: BTreeSet<_> = layout.ids().filter(|id| self.leaving(*id, now)).collect();
         let long_down = |since: &Moment| now.saturating_sub(*since) >= self.patience.remove_after;
         let expired = self.down_since.iter().filter(|(_, since)| long_down(since)).map(|(id, _)| *id);
@@ -240,7 +262,12 @@ impl Desk {
         (settled && gatherable).then_some(Change::Dual { joins, leaves, removals })
     }
 
-    fn from_dual(&mut self, layout: &Layout, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness) -> Option<Change> {
+    fn next_of_dual(
+        &mut self,
+        layout: &Layout,
+        now: Moment,
+        liveness: &dyn Fn(NodeId) -> Liveness,
+    ) -> Option<Change> {
         let synced = |id: &NodeId| self.reports.get(id).is_some_and(|r| r.what.synced == layout.epoch);
         let stuck = |id: NodeId| {
             let moved = self.reports.get(&id).map_or(self.phase_since, |r| r.moved.max(self.phase_since));
@@ -315,13 +342,21 @@ mod tests {
         let down: &dyn Fn(NodeId) -> Liveness = &|id| if id.0 == 4 { Liveness::Down } else { Liveness::Up };
         let check = |desk: &mut Desk, at: f64, liveness, expected: bool| {
             let change = desk.next(&dual, secs(at), liveness);
-            assert_eq!(matches!(change, Some(Change::Abort { blame: NodeId(4), .. })), expected, "{change:?}");
+            assert_eq!(
+                matches!(change, Some(Change::Abort { blame: NodeId(4), .. })),
+                expected,
+                "{change:?}"
+            );
         };
         check(&mut Desk::new(Patience::default()), 1.0, down, true);
         check(&mut Desk::new(Patience::default()), 29.0, UP, false);
         check(&mut Desk::new(Patience::default()), 30.0, UP, true);
         let mut desk = Desk::new(Patience::default());
-        desk.hear_report(NodeId(4), Report { progress: 7, installed: dual.epoch, ..Report::default() }, secs(20.0));
+        desk.hear_report(
+            NodeId(4),
+            Report { progress: 7, installed: dual.epoch, ..Report::default() },
+            secs(20.0),
+        );
         check(&mut desk, 35.0, UP, false);
         desk.hear_report(NodeId(4), Report { failed: dual.epoch, ..Report::default() }, secs(36.0));
         check(&mut desk, 36.0, UP, true);

@@ -150,7 +150,14 @@ impl Write {
     }
 
     /// `from` answered what it was asked at `epoch`.
-    pub fn answered(&mut self, from: NodeId, epoch: Epoch, answer: Answer, now: Moment, out: &mut Vec<Action>) {
+    pub fn answered(
+        &mut self,
+        from: NodeId,
+        epoch: Epoch,
+        answer: Answer,
+        now: Moment,
+        out: &mut Vec<Action>,
+    ) {
         if self.outcome.is_some() {
             return;
         }
@@ -232,7 +239,8 @@ impl Write {
     /// that every owner refused for want of room, which is a clearer answer than "unknown".
     fn may_end_well(&self) -> bool {
         let one = self.terms.fallback_to_one && self.tally.verdict(Consistency::One) != Verdict::Lost;
-        let unheard = || everyone(&self.layout.live_sets(self.segment)).into_iter().any(|id| !self.tally.has(id));
+        let unheard =
+            || everyone(&self.layout.live_sets(self.segment)).into_iter().any(|id| !self.tally.has(id));
         one || (self.no_space && !self.touched && unheard())
     }
 }
@@ -285,7 +293,11 @@ mod tests {
         write.installed(dual.clone(), &mut again);
         let owners = everyone(&dual.live_sets(Segment(0)));
         assert_eq!(again.len(), owners.len());
-        assert!(again.iter().all(|a| matches!(a, Action::Ask(_, e, Ask::Write(r)) if *e == dual.epoch && r.version == V)));
+        assert!(
+            again
+                .iter()
+                .all(|a| matches!(a, Action::Ask(_, e, Ask::Write(r)) if *e == dual.epoch && r.version == V))
+        );
         answer(&mut write, 2, dual.epoch, Answer::Accepted(V), T0);
         answer(&mut write, 3, ring.epoch, Answer::Accepted(V), T0);
         assert_eq!(write.outcome(), None);

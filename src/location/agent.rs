@@ -9,8 +9,8 @@ use super::gossip::{Gossip, Identity, Members};
 use super::peers::{Reply, Sender};
 use super::state::{self, NodeState};
 use super::{
-    DEFAULT_REPLICAS, Departure, HoldingsSource, Location, LocationConfig, LocationError, Progress, SegmentHost, Shared,
-    Stage, discovery,
+    DEFAULT_REPLICAS, Departure, HoldingsSource, Location, LocationConfig, LocationError, Progress,
+    SegmentHost, Shared, Stage, discovery,
 };
 use crate::core::layout::{Kind, Layout, Member, Phase, Replicas, Standing};
 use crate::core::membership::{Membership, Message, Output};
@@ -51,8 +51,6 @@ pub enum Event {
     Packets(NodeId, Vec<Bytes>),
     /// A node told its epoch.
     Met(NodeId, Epoch),
-    /// A call to a node brought no answer.
-    Unreached(NodeId),
     /// A timer of the failure detector ran out.
     Timer(Timer<Identity>),
     /// A layout is to be fetched from a node.
@@ -137,7 +135,10 @@ async fn enter_ring(
     let hints: Vec<Address> =
         left.map(|l| l.members.iter().map(|m| m.address.clone()).collect()).unwrap_or_default();
     if let Some(left) = left {
-        news!("this directory's node left ring {}: looking for that ring, to join it as a new node", left.name);
+        news!(
+            "this directory's node left ring {}: looking for that ring, to join it as a new node",
+            left.name
+        );
     }
     let ring_id = left.map(|left| id_bytes(left.ring.0));
     loop {
@@ -251,7 +252,6 @@ struct Agent {
     pulling: Option<AbortHandle>,
     gathering: Option<(Epoch, AbortHandle)>,
     leaving_since: Option<Instant>,
-    said_phase: (Epoch, Phase),
 }
 
 async fn blocking<T: Send + 'static>(
@@ -288,7 +288,6 @@ impl Agent {
             pulling: None,
             gathering: None,
             leaving_since: None,
-            said_phase: (layout.epoch, Phase::Stable),
             location,
         };
         if founded {
@@ -308,7 +307,10 @@ impl Agent {
     }
 
     /// Drives the membership with what this node knows of the others.
-    fn decide<T>(&mut self, step: impl FnOnce(&mut Membership, Moment, &dyn Fn(NodeId) -> Liveness) -> T) -> T {
+    fn decide<T>(
+        &mut self,
+        step: impl FnOnce(&mut Membership, Moment, &dyn Fn(NodeId) -> Liveness) -> T,
+    ) -> T {
         let (now, me, members) = (self.now(), self.state.id, &self.members);
         step(&mut self.membership, now, &|id| if id == me { Liveness::Up } else { members.liveness(id) })
     }
@@ -354,7 +356,6 @@ impl Agent {
                 self.membership.meet(from, epoch, &mut outputs);
                 return self.carry_out(outputs, None).await;
             }
-            Event::Unreached(_) => {}
             Event::Timer(timer) => {
                 self.gossip.timer(timer);
                 self.publish_members();
@@ -393,13 +394,15 @@ impl Agent {
     }
 
     async fn tick(&mut self) -> Result<Option<Departure>, LocationError> {
-        if let (Some((epoch, _)), Some(progress)) = (&self.gathering, &*self.location.shared.progress.load()) {
+        if let (Some((epoch, _)), Some(progress)) = (&self.gathering, &*self.location.shared.progress.load())
+        {
             self.membership.pulled(*epoch, progress.steps.load(Ordering::Relaxed));
         }
         if self.greeted.elapsed() >= GREET {
             self.greeted = Instant::now();
             for member in &self.membership.layout().clone().members {
-                let known = self.members.seen.get(&member.id).is_some_and(|seen| seen.liveness != Liveness::Down);
+                let known =
+                    self.members.seen.get(&member.id).is_some_and(|seen| seen.liveness != Liveness::Down);
                 if member.id != self.state.id && !known {
                     let address = self.members.address(member.id).unwrap_or(&member.address).clone();
                     self.gossip.greet(member.id, &address);
@@ -407,11 +410,12 @@ impl Agent {
             }
         }
         self.publish_members();
-        if let Some(since) = self.leaving_since {
-            if since.elapsed() >= self.location.shared.config.leave_timeout {
-                news!("stopping without having handed over: the ring did not take over in time; this node stays a member");
-                return Ok(Some(Departure::Stopped));
-            }
+        let timeout = self.location.shared.config.leave_timeout;
+        if self.leaving_since.is_some_and(|since| since.elapsed() >= timeout) {
+            news!(
+                "stopping without having handed over, as nobody took over in time; this node stays a member"
+            );
+            return Ok(Some(Departure::Stopped));
         }
         let outputs = self.decide(|m, now, view| m.tick(now, view));
         self.carry_out(outputs, None).await
@@ -464,7 +468,12 @@ impl Agent {
                 }
                 Output::Pull(from) => self.pull(from),
                 Output::AllStop => {
-                    news!("all nodes stop at once: nothing is handed over, and all stay members");
+                    match self.membership.layout().members.len() {
+                        1 => news!(
+                            "the last node of its ring: it stays a member, and keeps all keys until it is started again"
+                        ),
+                        _ => news!("all nodes stop at once: nothing is handed over, and all stay members"),
+                    }
                     departure = Some(Departure::Stopped);
                 }
                 Output::GaveUp(id, why) => {
@@ -497,10 +506,8 @@ impl Agent {
             let event = match location.shared.peers.send(&address, sender, message).await {
                 Ok(Reply { message: Some(message), .. }) => Event::Message(to, message, None),
                 Ok(Reply { message: None, epoch }) => Event::Met(to, epoch),
-                Err(status) => {
-                    tracing::debug!(%address, %status, "a call about membership failed");
-                    Event::Unreached(to)
-                }
+                // Whatever it was about is repeated by ticks.
+                Err(status) => return tracing::debug!(%address, %status, "a call about membership failed"),
             };
             let _agent_gone = location.shared.events.send(event).await;
         });
@@ -586,7 +593,7 @@ impl Agent {
     }
 
     /// Tells a person what has changed.
-    fn say(&mut self, old: &Layout, new: &Layout) {
+    fn say(&self, old: &Layout, new: &Layout) {
         let me = self.state.id;
         let before: BTreeSet<NodeId> = old.ids().collect();
         let after: BTreeSet<NodeId> = new.ids().collect();
@@ -597,17 +604,21 @@ impl Agent {
         if was_joining && after.contains(&me) {
             return news!("joined ring {} of {}", new.name, after.len());
         }
-        let joined: Vec<NodeId> =
-            old.members.iter().filter(|m| m.standing == Standing::Joining && after.contains(&m.id)).map(|m| m.id).collect();
+        let joined: Vec<NodeId> = old
+            .members
+            .iter()
+            .filter(|m| m.standing == Standing::Joining && after.contains(&m.id))
+            .map(|m| m.id)
+            .collect();
         for id in joined.iter().chain(after.difference(&before)) {
             news!("{} joined: ring of {}", self.name_of(*id), after.len());
         }
-        for member in old.members.iter().filter(|m| !after.contains(&m.id) && m.standing != Standing::Joining) {
+        for member in old.members.iter().filter(|m| !after.contains(&m.id) && m.standing != Standing::Joining)
+        {
             if member.id != me {
                 news!("node {:.8} at {} left: ring of {}", member.id, member.address, after.len());
             }
         }
-        self.said_phase = (new.epoch, new.phase);
     }
 
     async fn run_errands(&mut self) -> Result<(), LocationError> {
@@ -637,7 +648,7 @@ impl Agent {
     }
 }
 
-/// Whether a ring of this kind has anything to gather.
+/// A kind of ring, for messages.
 pub(super) fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Location => "location",

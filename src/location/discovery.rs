@@ -61,7 +61,8 @@ pub struct Seeker<'a> {
 
 /// Decides by the answers to one round of probes.
 pub fn decide(seeker: &Seeker, answers: &[ProbeResponse]) -> Result<Found, LocationError> {
-    let ours = |a: &&ProbeResponse| a.ring_name == seeker.ring_name && a.kind == convert::kind_to(seeker.kind);
+    let ours =
+        |a: &&ProbeResponse| a.ring_name == seeker.ring_name && a.kind == convert::kind_to(seeker.kind);
     let answers: Vec<(&ProbeResponse, Address)> =
         answers.iter().filter(ours).filter_map(|a| Some((a, a.address.parse().ok()?))).collect();
     let of_stage = |stage| answers.iter().filter(move |(a, _)| a.stage() == stage);
@@ -87,7 +88,8 @@ pub fn decide(seeker: &Seeker, answers: &[ProbeResponse]) -> Result<Found, Locat
     if let Some((_, at)) = of_stage(pb::Stage::Waiting).next() {
         return Ok(Found::Wait(format!("the node at {at}, which is being taken in")));
     }
-    let seekers: Vec<&Address> = of_stage(pb::Stage::Seeking).map(|(_, at)| at).filter(|at| *at != seeker.me).collect();
+    let seekers: Vec<&Address> =
+        of_stage(pb::Stage::Seeking).map(|(_, at)| at).filter(|at| *at != seeker.me).collect();
     let lower = seekers.iter().copied().chain(&seeker.probed_by).find(|at| rank(at) < rank(seeker.me));
     if let Some(at) = lower {
         return Ok(Found::Wait(format!("the node at {at}, which starts the ring")));
@@ -101,7 +103,11 @@ pub fn decide(seeker: &Seeker, answers: &[ProbeResponse]) -> Result<Found, Locat
 }
 
 /// Looks until there is a ring to join, or one to be made (`None`).
-pub(super) async fn seek(location: &Location, ring_id: Option<Bytes>, hints: &[Address]) -> Result<Option<Vec<Address>>, LocationError> {
+pub(super) async fn seek(
+    location: &Location,
+    ring_id: Option<Bytes>,
+    hints: &[Address],
+) -> Result<Option<Vec<Address>>, LocationError> {
     let shared = &location.shared;
     let config = &shared.config;
     if config.bootstrap {
@@ -168,7 +174,8 @@ pub(super) async fn seek(location: &Location, ring_id: Option<Bytes>, hints: &[A
 /// A node that was named with --peer and is of another ring is a mistake to be told, not waited out.
 fn stranger(location: &Location, answers: &[ProbeResponse]) -> Result<(), LocationError> {
     let config = &location.shared.config;
-    let Some(answer) = answers.iter().find(|a| config.peers.iter().any(|peer| peer.as_str() == a.address)) else {
+    let Some(answer) = answers.iter().find(|a| config.peers.iter().any(|peer| peer.as_str() == a.address))
+    else {
         return Ok(());
     };
     let member = answer.stage() == pb::Stage::Member;
@@ -209,7 +216,10 @@ mod tests {
     fn decided(answers: &[ProbeResponse], probed_by: &[u16], told: usize) -> Result<Found, LocationError> {
         let me = at(9910);
         let probed_by = probed_by.iter().map(|port| at(*port)).collect();
-        decide(&Seeker { me: &me, ring_name: "r", kind: Kind::Store, ring_id: None, probed_by, told }, answers)
+        decide(
+            &Seeker { me: &me, ring_name: "r", kind: Kind::Store, ring_id: None, probed_by, told },
+            answers,
+        )
     }
 
     fn waits(found: Result<Found, LocationError>) -> bool {
@@ -230,7 +240,10 @@ mod tests {
     #[test]
     fn of_seekers_the_lowest_makes_the_ring() {
         assert!(waits(decided(&[answer(9909, Seeking, 0)], &[], 0)));
-        assert_eq!(decided(&[answer(9911, Seeking, 0), answer(9910, Seeking, 0)], &[], 0).unwrap(), Found::Nobody);
+        assert_eq!(
+            decided(&[answer(9911, Seeking, 0), answer(9910, Seeking, 0)], &[], 0).unwrap(),
+            Found::Nobody
+        );
         assert!(waits(decided(&[], &[9900], 0)), "a lower one has met this one");
         assert_eq!(decided(&[], &[9911, 10000], 0).unwrap(), Found::Nobody);
         assert!(waits(decided(&[answer(9999, Waiting, 0)], &[], 0)));
@@ -246,7 +259,8 @@ mod tests {
 
     #[test]
     fn two_rings_of_one_name_are_refused_by_both_names() {
-        let error = decided(&[answer(9900, Member, 1), answer(9901, Member, 2)], &[], 0).unwrap_err().to_string();
+        let error =
+            decided(&[answer(9900, Member, 1), answer(9901, Member, 2)], &[], 0).unwrap_err().to_string();
         assert!(error.contains("127.0.0.1:9900") && error.contains("127.0.0.1:9901"), "{error}");
     }
 
@@ -254,8 +268,14 @@ mod tests {
     fn who_left_a_ring_waits_for_that_one() {
         let me = at(9910);
         let id = Some(Bytes::from(vec![5; 16]));
-        let seeker =
-            Seeker { me: &me, ring_name: "r", kind: Kind::Store, ring_id: id, probed_by: Vec::new(), told: 0 };
+        let seeker = Seeker {
+            me: &me,
+            ring_name: "r",
+            kind: Kind::Store,
+            ring_id: id,
+            probed_by: Vec::new(),
+            told: 0,
+        };
         assert!(waits(decide(&seeker, &[])));
         assert!(waits(decide(&seeker, &[answer(9900, Member, 4)])));
         assert_eq!(decide(&seeker, &[answer(9900, Member, 5)]).unwrap(), Found::Ring(vec![at(9900)]));

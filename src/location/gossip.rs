@@ -7,10 +7,13 @@
 
 use crate::core::node::{Address, Generation, Liveness, NodeId};
 use bytes::Bytes;
-use foca::{AccumulatingRuntime, Foca, Identity as FocaIdentity, NoCustomBroadcast, OwnedNotification, PeriodicParams, PostcardCodec, State, Timer};
-use serde::{Deserialize, Serialize};
+use foca::{
+    AccumulatingRuntime, Foca, Identity as FocaIdentity, NoCustomBroadcast, OwnedNotification,
+    PeriodicParams, PostcardCodec, State, Timer,
+};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::num::{NonZeroU8, NonZeroUsize};
 use std::time::Duration;

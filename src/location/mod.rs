@@ -12,7 +12,7 @@
 //!
 //! - [`state`]: what a node must remember, on disk or not
 //! - [`peers`]: calls to other nodes
-//! - [`gossip`]: SWIM by the `foca` crate, and the [`Members`](gossip::Members) it sees
+//! - [`gossip`]: SWIM by the `foca` crate, and what it sees of the members
 //! - [`discovery`]: finding a ring, or that there is none
 //! - [`agent`]: the event loop
 //! - [`service`]: the gRPC services

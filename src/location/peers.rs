@@ -1,5 +1,6 @@
 //! Calls to other nodes: one connection per address, made when first needed.
 
+use crate::core::layout::Layout;
 use crate::core::membership::Message;
 use crate::core::node::{Address, NodeId, RingId};
 use crate::core::token::Epoch;
@@ -9,7 +10,6 @@ use crate::wire::location::{
     AcceptRequest, GossipRequest, InstallRequest, JoinRequest, PrepareRequest, PullLayoutRequest,
 };
 use crate::wire::{MAX_MESSAGE_BYTES, channel};
-use crate::core::layout::Layout;
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -85,7 +85,12 @@ impl Peers {
     pub async fn send(&self, address: &Address, sender: Sender, message: Message) -> Result<Reply, Status> {
         let mut client = self.client(address);
         let (from, ring_id) = (id_bytes(sender.me.0), id_bytes(sender.ring.0));
-        let gossip = GossipRequest { from: from.clone(), ring_id: ring_id.clone(), epoch: sender.epoch, ..Default::default() };
+        let gossip = GossipRequest {
+            from: from.clone(),
+            ring_id: ring_id.clone(),
+            epoch: sender.epoch,
+            ..Default::default()
+        };
         let gossip = match message {
             Message::Prepare { target, ballot } => {
                 let ballot_sent = Some(convert::ballot_to(ballot));
@@ -129,7 +134,13 @@ impl Peers {
 
     /// Tells a node of a layout that was chosen, or (`succeeds`) that is forced upon the survivors
     /// of a ring.
-    pub async fn install(&self, address: &Address, me: NodeId, layout: &Layout, succeeds: Option<RingId>) -> Result<Epoch, Status> {
+    pub async fn install(
+        &self,
+        address: &Address,
+        me: NodeId,
+        layout: &Layout,
+        succeeds: Option<RingId>,
+    ) -> Result<Epoch, Status> {
         let install = InstallRequest {
             from: id_bytes(me.0),
             layout: Some(convert::layout_to(layout)),
@@ -139,7 +150,12 @@ impl Peers {
     }
 
     /// Delivers packets of the failure detector; answers the other's epoch.
-    pub async fn gossip(&self, address: &Address, sender: Sender, packets: Vec<Bytes>) -> Result<Epoch, Status> {
+    pub async fn gossip(
+        &self,
+        address: &Address,
+        sender: Sender,
+        packets: Vec<Bytes>,
+    ) -> Result<Epoch, Status> {
         let gossip = GossipRequest {
             from: id_bytes(sender.me.0),
             ring_id: id_bytes(sender.ring.0),

@@ -9,9 +9,9 @@ use crate::core::membership::Message;
 use crate::core::node::{Address, Liveness, NodeId, RingId};
 use crate::core::token::Token;
 use crate::wire::convert::{self, Malformed, id_bytes};
+use crate::wire::location as pb;
 use crate::wire::location::location_peer_server::{LocationPeer, LocationPeerServer};
 use crate::wire::location::location_server::{Location as LocationApi, LocationServer};
-use crate::wire::location as pb;
 use crate::wire::{MAX_MESSAGE_BYTES, status};
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -74,14 +74,19 @@ impl Service {
     }
 
     async fn tell(&self, event: Event) -> Result<(), Status> {
-        self.location.shared.events.send(event).await.map_err(|_| status::unavailable("this node is stopping"))
+        self.location
+            .shared
+            .events
+            .send(event)
+            .await
+            .map_err(|_error| status::unavailable("this node is stopping"))
     }
 
     /// Puts a message to the agent and waits for its answer.
     async fn ask(&self, from: NodeId, message: Message) -> Result<Reply, Status> {
         let (reply, answer) = oneshot::channel();
         self.tell(Event::Message(from, message, Some(reply))).await?;
-        answer.await.map_err(|_| status::unavailable("this node is stopping"))
+        answer.await.map_err(|_error| status::unavailable("this node is stopping"))
     }
 
     fn node_status(&self, layout: &Layout, member: &Member, segments: usize) -> pb::NodeStatus {
@@ -133,11 +138,17 @@ impl Service {
         let layout = self.layout()?;
         let refuse = |why: String| Err(Status::failed_precondition(why));
         if request.ring_name != layout.name {
-            return refuse(format!("this is ring {:?}, not {:?}: give --ring {:?}", layout.name, request.ring_name, layout.name));
+            return refuse(format!(
+                "this is ring {:?}, not {:?}: give --ring {:?}",
+                layout.name, request.ring_name, layout.name
+            ));
         }
         if convert::kind(request.kind)? != layout.kind {
             let kind = kind_name(layout.kind);
-            return refuse(format!("ring {:?} is of {kind} nodes: location and store nodes are never in one ring", layout.name));
+            return refuse(format!(
+                "ring {:?} is of {kind} nodes: location and store nodes are never in one ring",
+                layout.name
+            ));
         }
         if !request.ring_id.is_empty() {
             self.same_ring(&request.ring_id)?;
@@ -146,11 +157,17 @@ impl Service {
         let replicas = convert::replicas_to(layout.replicas);
         if settings.replicas.is_some_and(|asked| asked != replicas) {
             let has = if replicas == 0 { "all".to_owned() } else { replicas.to_string() };
-            return refuse(format!("ring {:?} was made with --replicas {has}, which can't be changed: leave the option out", layout.name));
+            return refuse(format!(
+                "ring {:?} was made with --replicas {has}, which can't be changed: leave the option out",
+                layout.name
+            ));
         }
         let segments = layout.segments.get();
         if settings.segments.is_some_and(|asked| asked as usize != segments) {
-            return refuse(format!("ring {:?} was made with --segments {segments}, which can't be changed: leave the option out", layout.name));
+            return refuse(format!(
+                "ring {:?} was made with --segments {segments}, which can't be changed: leave the option out",
+                layout.name
+            ));
         }
         if member.zone.len() > crate::core::layout::MAX_NAME_BYTES {
             return Err(Status::invalid_argument("the zone's name is too long"));
@@ -161,7 +178,10 @@ impl Service {
 
 #[tonic::async_trait]
 impl LocationApi for Service {
-    async fn get_layout(&self, request: Request<pb::GetLayoutRequest>) -> Result<Response<pb::GetLayoutResponse>, Status> {
+    async fn get_layout(
+        &self,
+        request: Request<pb::GetLayoutRequest>,
+    ) -> Result<Response<pb::GetLayoutResponse>, Status> {
         let layout = self.layout()?;
         let newer = layout.epoch > request.into_inner().have_epoch;
         Ok(Response::new(pb::GetLayoutResponse {
@@ -170,7 +190,10 @@ impl LocationApi for Service {
         }))
     }
 
-    async fn locate(&self, request: Request<pb::LocateRequest>) -> Result<Response<pb::LocateResponse>, Status> {
+    async fn locate(
+        &self,
+        request: Request<pb::LocateRequest>,
+    ) -> Result<Response<pb::LocateResponse>, Status> {
         let layout = self.layout()?;
         let key = request.into_inner().key;
         convert::key(&key)?;
@@ -185,15 +208,21 @@ impl LocationApi for Service {
         }))
     }
 
-    async fn status(&self, request: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        request: Request<pb::StatusRequest>,
+    ) -> Result<Response<pb::StatusResponse>, Status> {
         let layout = self.layout()?;
         let me = self.location.me();
         let own = layout.members.iter().zip(layout.shares());
         let mut nodes: Vec<pb::NodeStatus> =
             own.map(|(member, segments)| self.node_status(&layout, member, segments)).collect();
         if !request.into_inner().local {
-            let others: Vec<&Member> =
-                layout.members.iter().filter(|m| m.id != me && self.location.liveness(m.id) != Liveness::Down).collect();
+            let others: Vec<&Member> = layout
+                .members
+                .iter()
+                .filter(|m| m.id != me && self.location.liveness(m.id) != Liveness::Down)
+                .collect();
             let answers = futures_util::future::join_all(others.iter().map(|m| self.ask_status(m))).await;
             for answer in answers.into_iter().flatten() {
                 if let Some(node) = nodes.iter_mut().find(|node| node.id == answer.id) {
@@ -224,7 +253,8 @@ impl LocationApi for Service {
 
     async fn watch(&self, _: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let layouts = tokio_stream::wrappers::WatchStream::new(self.location.watch());
-        let response = |layout: Arc<Layout>| Ok(pb::WatchResponse { layout: Some(convert::layout_to(&layout)) });
+        let response =
+            |layout: Arc<Layout>| Ok(pb::WatchResponse { layout: Some(convert::layout_to(&layout)) });
         Ok(Response::new(Box::pin(layouts.filter_map(move |layout| layout.map(response)))))
     }
 
@@ -233,7 +263,10 @@ impl LocationApi for Service {
         Ok(Response::new(pb::LeaveResponse {}))
     }
 
-    async fn remove(&self, request: Request<pb::RemoveRequest>) -> Result<Response<pb::RemoveResponse>, Status> {
+    async fn remove(
+        &self,
+        request: Request<pb::RemoveRequest>,
+    ) -> Result<Response<pb::RemoveResponse>, Status> {
         let request = request.into_inner();
         let (layout, id) = (self.layout()?, convert::node_id(&request.id)?);
         let Some(member) = layout.member(id) else {
@@ -265,13 +298,17 @@ impl LocationApi for Service {
         if claimant == self.location.me() {
             self.tell(Event::Remove(id)).await?;
         } else if let Some(address) = self.location.address_of(claimant) {
-            let mut client = pb::location_client::LocationClient::new(self.location.shared.peers.channel(&address));
+            let mut client =
+                pb::location_client::LocationClient::new(self.location.shared.peers.channel(&address));
             return client.remove(request).await;
         }
         Ok(Response::new(pb::RemoveResponse { epoch: layout.epoch, dropped: Vec::new() }))
     }
 
-    async fn shutdown(&self, _: Request<pb::ShutdownRequest>) -> Result<Response<pb::ShutdownResponse>, Status> {
+    async fn shutdown(
+        &self,
+        _: Request<pb::ShutdownRequest>,
+    ) -> Result<Response<pb::ShutdownResponse>, Status> {
         self.tell(Event::Stop).await?;
         Ok(Response::new(pb::ShutdownResponse {}))
     }
@@ -331,7 +368,8 @@ impl LocationPeer for Service {
         let shared = &self.location.shared;
         let request = request.into_inner();
         let layout = self.location.layout();
-        let same = request.ring_name == shared.config.ring_name && request.kind == convert::kind_to(shared.config.kind);
+        let same = request.ring_name == shared.config.ring_name
+            && request.kind == convert::kind_to(shared.config.kind);
         let stage = {
             let mut stage = shared.stage.lock().unwrap_or_else(PoisonError::into_inner);
             if let (Stage::Seeking(by), Ok(seeker), true) =
@@ -369,7 +407,10 @@ impl LocationPeer for Service {
         Ok(Response::new(pb::JoinResponse { layout: Some(convert::layout_to(&layout)) }))
     }
 
-    async fn gossip(&self, request: Request<pb::GossipRequest>) -> Result<Response<pb::GossipResponse>, Status> {
+    async fn gossip(
+        &self,
+        request: Request<pb::GossipRequest>,
+    ) -> Result<Response<pb::GossipResponse>, Status> {
         let request = request.into_inner();
         let layout = self.same_ring(&request.ring_id)?;
         let from = convert::node_id(&request.from)?;
@@ -390,13 +431,19 @@ impl LocationPeer for Service {
         Ok(Response::new(pb::GossipResponse { epoch: layout.epoch }))
     }
 
-    async fn pull_layout(&self, request: Request<pb::PullLayoutRequest>) -> Result<Response<pb::PullLayoutResponse>, Status> {
+    async fn pull_layout(
+        &self,
+        request: Request<pb::PullLayoutRequest>,
+    ) -> Result<Response<pb::PullLayoutResponse>, Status> {
         let ring_id = request.into_inner().ring_id;
         let layout = if ring_id.is_empty() { self.layout()? } else { self.same_ring(&ring_id)? };
         Ok(Response::new(pb::PullLayoutResponse { layout: Some(convert::layout_to(&layout)) }))
     }
 
-    async fn prepare(&self, request: Request<pb::PrepareRequest>) -> Result<Response<pb::PrepareResponse>, Status> {
+    async fn prepare(
+        &self,
+        request: Request<pb::PrepareRequest>,
+    ) -> Result<Response<pb::PrepareResponse>, Status> {
         let request = request.into_inner();
         self.same_ring(&request.ring_id)?;
         let from = convert::node_id(&request.from)?;
@@ -416,7 +463,10 @@ impl LocationPeer for Service {
         Ok(Response::new(response))
     }
 
-    async fn accept(&self, request: Request<pb::AcceptRequest>) -> Result<Response<pb::AcceptResponse>, Status> {
+    async fn accept(
+        &self,
+        request: Request<pb::AcceptRequest>,
+    ) -> Result<Response<pb::AcceptResponse>, Status> {
         let request = request.into_inner();
         let from = convert::node_id(&request.from)?;
         let ballot = convert::ballot(request.ballot)?;
@@ -431,7 +481,10 @@ impl LocationPeer for Service {
         Ok(Response::new(pb::AcceptResponse { epoch: reply.epoch, accepted, refused }))
     }
 
-    async fn install(&self, request: Request<pb::InstallRequest>) -> Result<Response<pb::InstallResponse>, Status> {
+    async fn install(
+        &self,
+        request: Request<pb::InstallRequest>,
+    ) -> Result<Response<pb::InstallResponse>, Status> {
         let request = request.into_inner();
         let from = convert::node_id(&request.from)?;
         let layout = Arc::new(convert::layout(request.layout.ok_or(Malformed::Missing("the layout"))?)?);

@@ -40,7 +40,10 @@ pub struct NodeState {
 
 impl std::fmt::Debug for NodeState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NodeState").field("id", &self.id).field("generation", &self.generation).finish_non_exhaustive()
+        f.debug_struct("NodeState")
+            .field("id", &self.id)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
     }
 }
 
@@ -91,7 +94,10 @@ impl NodeState {
             _ => Vote::default(),
         };
         let clock_mark = match vault.load(CLOCK)? {
-            Some(bytes) => bytes.try_into().map(Stamp::from_be_bytes).map_err(|_| Malformed::Range("the clock's mark"))?,
+            Some(bytes) => bytes
+                .try_into()
+                .map(Stamp::from_be_bytes)
+                .map_err(|_error| Malformed::Range("the clock's mark"))?,
             None => 0,
         };
         let mut state = NodeState { vault, id, generation, layout, left, vote, clock_mark };
@@ -164,7 +170,11 @@ mod tests {
         assert_eq!((again.vote, again.clock_mark), (vote, 77));
         assert_eq!(again.layout.as_deref(), Some(&layout));
         save_layout(&*vault, &layout.dual(&[], &[NodeId(1)].into()).unwrap()).unwrap();
-        assert_eq!(NodeState::open(vault).unwrap().vote, Vote::default(), "a vote about another epoch is void");
+        assert_eq!(
+            NodeState::open(vault).unwrap().vote,
+            Vote::default(),
+            "a vote about another epoch is void"
+        );
     }
 
     #[test]

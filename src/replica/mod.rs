@@ -225,7 +225,9 @@ impl<E: Engine> Replica<E> {
 
     /// Merges entries whose epoch was checked under the guard that the caller still holds.
     fn merge(&self, entries: &[Entry]) -> Result<Vec<Merged>, StorageError> {
-        let Some(newest) = entries.iter().map(|entry| entry.record.version.hlc).max() else { return Ok(Vec::new()) };
+        let Some(newest) = entries.iter().map(|entry| entry.record.version.hlc).max() else {
+            return Ok(Vec::new());
+        };
         self.clock().observe(newest);
         if self.engine.needs_sync() {
             // Noted before they become visible, so that no reader can miss the note.
@@ -274,7 +276,13 @@ impl<E: Engine> Replica<E> {
 
     /// A page of a segment for a puller. It contains at least every write that was accepted before
     /// this node installed `epoch`; it may contain more, also what isn't synced yet.
-    pub fn snapshot(&self, epoch: Epoch, segment: Segment, after: Option<&[u8]>, max_bytes: usize) -> Result<Page, Refusal> {
+    pub fn snapshot(
+        &self,
+        epoch: Epoch,
+        segment: Segment,
+        after: Option<&[u8]>,
+        max_bytes: usize,
+    ) -> Result<Page, Refusal> {
         let layout = self.guard();
         let slot = self.slot_at(&layout, epoch, segment)?;
         let records = self.engine.scan(slot, after, max_bytes)?;

@@ -22,8 +22,8 @@ use crate::core::record::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES
 use crate::core::token::{Slot, Token};
 use crate::storage::{StorageError, codec};
 use bytes::Bytes;
-use std::sync::Arc;
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 #[cfg(test)]
 pub(crate) mod conformance;

@@ -78,7 +78,10 @@ impl Committer {
                 }
             };
             let thread = std::thread::Builder::new().name("committer".into()).spawn(commit);
-            thread.map_err(|source| StorageError::Io { what: "starting the committer's thread".into(), source })?;
+            thread.map_err(|source| StorageError::Io {
+                what: "starting the committer's thread".into(),
+                source,
+            })?;
             committer.jobs = Some(jobs);
         }
         Ok(committer)

@@ -111,7 +111,9 @@ impl Waiting {
             for at in 0..self.coming.len() {
                 let (node, epoch, coming) = &mut self.coming[at];
                 let answer = match coming {
-                    Coming::Own(answer) => Pin::new(answer).poll(context).map(|a| a.unwrap_or(Answer::Silence)),
+                    Coming::Own(answer) => {
+                        Pin::new(answer).poll(context).map(|a| a.unwrap_or(Answer::Silence))
+                    }
                     Coming::Peer(replies) => Pin::new(replies).poll(context).map(|reply| match reply {
                         Ok(Reply::Answer(answer)) => answer_from_wire(answer),
                         Ok(Reply::Lost) | Err(_) => Answer::Silence,
@@ -175,7 +177,9 @@ impl Store {
         }
         let waited = tokio::time::timeout_at(self.at(terms.deadline), turn).await;
         waited.map_err(|_elapsed| {
-            crate::wire::status::unavailable("other requests for this key took all the time there was; nothing was done")
+            crate::wire::status::unavailable(
+                "other requests for this key took all the time there was; nothing was done",
+            )
         })
     }
 
@@ -193,10 +197,12 @@ impl Store {
                 let mut next = Vec::new();
                 for action in actions.drain(..) {
                     match action {
-                        Action::Ask(node, epoch, ask) => match self.put_question(node, epoch, &key, ask).await {
-                            Ok(answer) => machine.answered(node, epoch, answer, self.now(), &mut next),
-                            Err(coming) => waiting.coming.push((node, epoch, coming)),
-                        },
+                        Action::Ask(node, epoch, ask) => {
+                            match self.put_question(node, epoch, &key, ask).await {
+                                Ok(answer) => machine.answered(node, epoch, answer, self.now(), &mut next),
+                                Err(coming) => waiting.coming.push((node, epoch, coming)),
+                            }
+                        }
                         Action::Fetch(from, epoch) => {
                             let deadline = self.at(terms.deadline);
                             if let Some(layout) = self.location().catch_up(from, epoch, deadline).await {
@@ -219,7 +225,13 @@ impl Store {
     }
 
     /// Asks a replica, this node's own directly.
-    async fn put_question(&self, node: NodeId, epoch: Epoch, key: &Bytes, ask: Ask) -> Result<Answer, Coming> {
+    async fn put_question(
+        &self,
+        node: NodeId,
+        epoch: Epoch,
+        key: &Bytes,
+        ask: Ask,
+    ) -> Result<Answer, Coming> {
         if node == self.location().me() {
             let Ok(committer) = self.committer() else { return Ok(Answer::Silence) };
             let request = Request { epoch, key: key.clone(), ask };
@@ -234,9 +246,11 @@ impl Store {
             return Ok(Answer::Silence);
         };
         let ask = match ask {
-            Ask::Write(record) => {
-                question::Ask::Write(WriteQuestion { epoch, key: key.clone(), record: Some(convert::record_to(record)) })
-            }
+            Ask::Write(record) => question::Ask::Write(WriteQuestion {
+                epoch,
+                key: key.clone(),
+                record: Some(convert::record_to(record)),
+            }),
             Ask::Read => question::Ask::Read(ReadQuestion { epoch, key: key.clone(), version_only: false }),
             Ask::Version => question::Ask::Read(ReadQuestion { epoch, key: key.clone(), version_only: true }),
         };

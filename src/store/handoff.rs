@@ -77,7 +77,9 @@ pub(super) async fn gather(store: &Store, layout: &Layout, progress: &Progress) 
         for (source, segments, done, result) in futures_util::future::join_all(calls).await {
             match result {
                 Ok(keys) => gathering.keys += keys,
-                Err(status) => tracing::debug!(source = %source, %status, "a source could not be gathered from"),
+                Err(status) => {
+                    tracing::debug!(source = %source, %status, "a source could not be gathered from")
+                }
             }
             for segment in segments {
                 gathering.note(segment, source, done.contains(&segment));
@@ -129,8 +131,11 @@ impl Gathering {
     fn round(&self, liveness: impl Fn(NodeId) -> Liveness) -> Vec<(NodeId, Vec<Segment>)> {
         let mut round: BTreeMap<NodeId, Vec<Segment>> = BTreeMap::new();
         for (segment, task) in self.tasks.iter().filter(|(_, task)| task.done.len() < task.pull.need) {
-            let fresh = task.pull.sources.iter().filter(|id| !task.done.contains(id) && !task.failed.contains(id));
-            let best = fresh.filter(|id| liveness(**id) != Liveness::Down).min_by_key(|id| liveness(**id) != Liveness::Up);
+            let fresh =
+                task.pull.sources.iter().filter(|id| !task.done.contains(id) && !task.failed.contains(id));
+            let best = fresh
+                .filter(|id| liveness(**id) != Liveness::Down)
+                .min_by_key(|id| liveness(**id) != Liveness::Up);
             if let Some(source) = best {
                 let segments = round.entry(*source).or_default();
                 if segments.len() < SEGMENTS_PER_CALL {
@@ -198,7 +203,8 @@ async fn pull(
     while let Some(page) = tokio::time::timeout(PAGE_TIMEOUT, pages.message()).await.map_err(late)?? {
         progress.step();
         let segment = convert::segment(page.segment)?;
-        keys += page.records.iter().filter(|r| r.record.as_ref().is_some_and(|r| r.value.is_some())).count() as u64;
+        keys += page.records.iter().filter(|r| r.record.as_ref().is_some_and(|r| r.value.is_some())).count()
+            as u64;
         let last = page.done;
         absorb(store, layout, segment, page).await?;
         if last {
@@ -208,7 +214,12 @@ async fn pull(
     Ok(keys)
 }
 
-async fn absorb(store: &Store, layout: &Layout, segment: Segment, page: PullSegmentResponse) -> Result<(), Status> {
+async fn absorb(
+    store: &Store,
+    layout: &Layout,
+    segment: Segment,
+    page: PullSegmentResponse,
+) -> Result<(), Status> {
     let record = |keyed: KeyedRecord| {
         convert::key(&keyed.key)?;
         let record = convert::record(keyed.record.ok_or(convert::Malformed::Missing("a record"))?)?;
@@ -226,22 +237,25 @@ async fn absorb(store: &Store, layout: &Layout, segment: Segment, page: PullSegm
         })
     });
     // The clock moved with what was taken in. Its mark follows before any stamp above it is given.
-    absorbed.await.map_err(|_| Status::internal("taking a page in failed"))?
+    absorbed.await.map_err(|_error| Status::internal("taking a page in failed"))?
 }
 
 pub(super) fn refused(refusal: &Refusal) -> Status {
     match refusal {
-        Refusal::Stale(_) | Refusal::Behind(_) | Refusal::NotHeld(_) => Status::failed_precondition(refusal.to_string()),
+        Refusal::Stale(_) | Refusal::Behind(_) | Refusal::NotHeld(_) => {
+            Status::failed_precondition(refusal.to_string())
+        }
         Refusal::Storage(_) => status::unknown(Code::Aborted, refusal.to_string()),
     }
 }
 
+/// Pages on their way to a puller.
+pub(super) type Responses = Pin<Box<dyn Stream<Item = Result<PullSegmentResponse, Status>> + Send>>;
+
 /// Serves segments to a puller, page by page, at the puller's pace.
-pub(super) fn serve(
-    store: Store,
-    request: PullSegmentRequest,
-) -> Result<Pin<Box<dyn Stream<Item = Result<PullSegmentResponse, Status>> + Send>>, Status> {
-    let asked = request.segments.iter().map(|s| Ok((convert::segment(s.segment)?, convert::digest(&s.digest)?)));
+pub(super) fn serve(store: Store, request: PullSegmentRequest) -> Result<Responses, Status> {
+    let asked =
+        request.segments.iter().map(|s| Ok((convert::segment(s.segment)?, convert::digest(&s.digest)?)));
     let asked = asked.collect::<Result<Vec<_>, convert::Malformed>>()?;
     let (sender, receiver) = mpsc::channel(4);
     let epoch = request.epoch;
@@ -356,7 +370,8 @@ async fn offer_to(
             let page = replica.snapshot(layout.epoch, segment, after.as_deref(), PAGE_BYTES);
             let page = page.map_err(|refusal| refused(&refusal))?;
             after = page.records.last().map(|(key, _)| key.clone()).or(after);
-            let offers = page.records.into_iter().map(|(key, record)| store.offer(heir, layout.epoch, key, record));
+            let offers =
+                page.records.into_iter().map(|(key, record)| store.offer(heir, layout.epoch, key, record));
             if futures_util::future::join_all(offers).await.contains(&false) {
                 return Err(Status::aborted("the heir did not take a record"));
             }

@@ -154,8 +154,10 @@ impl Pending {
 /// Drives one connection until it fails, or nobody asks any more.
 async fn run(address: Address, hello: LinkHello, questions: mpsc::Receiver<Ask>) {
     let pending = Arc::new(Pending::default());
-    let frames = Questions { hello: Some(hello), queue: questions, taken: Vec::new(), pending: pending.clone() };
-    let mut client = StorePeerClient::new(channel::lazy(&address)).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let frames =
+        Questions { hello: Some(hello), queue: questions, taken: Vec::new(), pending: pending.clone() };
+    let mut client =
+        StorePeerClient::new(channel::lazy(&address)).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let outcome = async {
         let mut answers = client.link(frames).await?.into_inner();
         while let Some(frame) = answers.message().await? {

@@ -1,7 +1,7 @@
 //! The store: keys and values on top of the location service.
 //!
 //! An async shell. What a coordinator does next is decided by the core's `Write` and `Read`, what a
-//! replica accepts by [`Replica`](crate::replica::Replica); here their questions travel, and their
+//! replica accepts by [`Replica`]; here their questions travel, and their
 //! answers wait until they are durable.
 //!
 //! - [`commit`]: group commit, and questions to this node's own replica
@@ -154,9 +154,16 @@ impl Store {
     fn admit(&self) -> Result<InFlight, tonic::Status> {
         if self.0.in_flight.fetch_add(1, Ordering::AcqRel) >= MAX_IN_FLIGHT {
             self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
-            return Err(tonic::Status::resource_exhausted("this node has as many requests as it can work on; nothing was done"));
+            return Err(tonic::Status::resource_exhausted(
+                "this node has as many requests as it can work on; nothing was done",
+            ));
         }
         Ok(InFlight(self.clone()))
+    }
+
+    /// Whether this node is part of a ring, so that it can serve.
+    pub fn is_ready(&self) -> bool {
+        self.0.committer.get().is_some()
     }
 
     /// How many client requests are being worked on.
@@ -192,7 +199,9 @@ impl Store {
                 if full != committer.replica().is_full() {
                     committer.replica().set_full(full);
                     match full {
-                        true => tracing::error!(target: "thrifty::news", "the disk is nearly full: writes are refused until there is room"),
+                        true => {
+                            tracing::error!(target: "thrifty::news", "the disk is nearly full: writes are refused until there is room")
+                        }
                         false => crate::news!("there is room on the disk again: writes are accepted"),
                     }
                 }
@@ -239,13 +248,18 @@ fn answer_from_wire(answer: pb::answer::Answer) -> Answer {
         Wire::Accepted(version) => Answer::Accepted(convert::version(Some(version))),
         Wire::Superseded(version) => Answer::Superseded(convert::version(Some(version))),
         Wire::Record(record) if record.version.is_none() => Answer::Record(None),
-        Wire::Record(record) => convert::record(record).map_or(Answer::Silence, |record| Answer::Record(Some(record))),
+        Wire::Record(record) => {
+            convert::record(record).map_or(Answer::Silence, |record| Answer::Record(Some(record)))
+        }
         Wire::Version(version) => Answer::Version(convert::version(Some(version))),
         Wire::StaleEpoch(epoch) => Answer::Stale(epoch),
         Wire::NoSpace(_) => Answer::NoSpace,
-        Wire::NotHeld(_) | Wire::Put(_) | Wire::Get(_) | Wire::Delete(_) | Wire::Failure(_) | Wire::NotOwnerEpoch(_) => {
-            Answer::Silence
-        }
+        Wire::NotHeld(_)
+        | Wire::Put(_)
+        | Wire::Get(_)
+        | Wire::Delete(_)
+        | Wire::Failure(_)
+        | Wire::NotOwnerEpoch(_) => Answer::Silence,
     }
 }
 

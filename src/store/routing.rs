@@ -15,8 +15,8 @@ use crate::core::write::{Outcome, Terms};
 use crate::wire::convert;
 use crate::wire::status;
 use crate::wire::store::{
-    DeleteRequest, DeleteResponse, Failure, ForwardedRequest, GetRequest, GetResponse, Options, PutRequest, PutResponse,
-    answer, forwarded_request, question,
+    DeleteRequest, DeleteResponse, Failure, ForwardedRequest, GetRequest, GetResponse, Options, PutRequest,
+    PutResponse, answer, forwarded_request, question,
 };
 use bytes::Bytes;
 use std::time::Duration;
@@ -83,7 +83,7 @@ fn status_of(failure: Failure) -> Status {
 
 impl Store {
     /// Puts a value, wherever that has to happen.
-    pub(super) async fn route_put(&self, put: PutRequest, timeout: Duration) -> Result<PutResponse, Status> {
+    pub async fn put(&self, put: PutRequest, timeout: Duration) -> Result<PutResponse, Status> {
         match self.route(forwarded_request::Request::Put(put), timeout).await? {
             answer::Answer::Put(response) => Ok(response),
             other => Err(nonsense(&other)),
@@ -91,7 +91,7 @@ impl Store {
     }
 
     /// Gets a value, wherever it is.
-    pub(super) async fn route_get(&self, get: GetRequest, timeout: Duration) -> Result<GetResponse, Status> {
+    pub async fn get(&self, get: GetRequest, timeout: Duration) -> Result<GetResponse, Status> {
         match self.route(forwarded_request::Request::Get(get), timeout).await? {
             answer::Answer::Get(response) => Ok(response),
             other => Err(nonsense(&other)),
@@ -99,14 +99,18 @@ impl Store {
     }
 
     /// Deletes a key, wherever that has to happen.
-    pub(super) async fn route_delete(&self, delete: DeleteRequest, timeout: Duration) -> Result<DeleteResponse, Status> {
+    pub async fn delete(&self, delete: DeleteRequest, timeout: Duration) -> Result<DeleteResponse, Status> {
         match self.route(forwarded_request::Request::Delete(delete), timeout).await? {
             answer::Answer::Delete(response) => Ok(response),
             other => Err(nonsense(&other)),
         }
     }
 
-    async fn route(&self, request: forwarded_request::Request, timeout: Duration) -> Result<answer::Answer, Status> {
+    async fn route(
+        &self,
+        request: forwarded_request::Request,
+        timeout: Duration,
+    ) -> Result<answer::Answer, Status> {
         check(&request)?;
         let _in_flight = self.admit()?;
         let deadline = Instant::now() + timeout;
@@ -175,7 +179,8 @@ impl Store {
     ) -> Option<Ended> {
         let address = self.location().address_of(node)?;
         let left = deadline.saturating_duration_since(Instant::now());
-        let forward = ForwardedRequest { timeout_ms: left.as_millis() as u32, request: Some(request.clone()) };
+        let forward =
+            ForwardedRequest { timeout_ms: left.as_millis() as u32, request: Some(request.clone()) };
         let replies = self.0.links.ask(node, &address, layout.ring, question::Ask::Forward(forward));
         match tokio::time::timeout_at(deadline, replies).await {
             Ok(Ok(Reply::Answer(answer::Answer::NotOwnerEpoch(epoch)))) => Some(Ended::NotOwner(epoch)),
@@ -184,7 +189,9 @@ impl Store {
             Ok(Ok(Reply::Lost)) if reads(request) => None,
             Ok(Ok(Reply::Lost)) => Some(Ended::Answer(failure(&status::unknown(
                 Code::Aborted,
-                format!("the connection to the coordinator {node:.8} at {address} broke; the write may or may not have happened"),
+                format!(
+                    "the connection to the coordinator {node:.8} at {address} broke; the write may or may not have happened"
+                ),
             )))),
             Err(_elapsed) => Some(Ended::Answer(failure(&status::unknown(
                 Code::DeadlineExceeded,
@@ -199,7 +206,11 @@ impl Store {
         ended.unwrap_or_else(|status| Ended::Answer(failure(&status)))
     }
 
-    async fn coordinate_here(&self, request: &forwarded_request::Request, timeout: Duration) -> Result<Ended, Status> {
+    async fn coordinate_here(
+        &self,
+        request: &forwarded_request::Request,
+        timeout: Duration,
+    ) -> Result<Ended, Status> {
         let consistency = check(request)?;
         let layout = self.layout()?;
         let key = key_of(request).clone();
@@ -210,7 +221,8 @@ impl Store {
         let terms = self.terms(consistency, options_of(request).fallback_to_one, timeout);
         let answer = match request {
             forwarded_request::Request::Put(put) => {
-                let content = Content { value: Some(put.value.clone()), content_type: put.content_type.clone() };
+                let content =
+                    Content { value: Some(put.value.clone()), content_type: put.content_type.clone() };
                 let written = self.write(key, segment, content, terms).await?;
                 let (version, consistency) = self.written(written, segment, terms)?;
                 answer::Answer::Put(PutResponse { version: Some(version), consistency, epoch: layout.epoch })
@@ -219,7 +231,11 @@ impl Store {
                 let content = Content { value: None, content_type: String::new() };
                 let written = self.write(key, segment, content, terms).await?;
                 let (version, consistency) = self.written(written, segment, terms)?;
-                answer::Answer::Delete(DeleteResponse { version: Some(version), consistency, epoch: layout.epoch })
+                answer::Answer::Delete(DeleteResponse {
+                    version: Some(version),
+                    consistency,
+                    epoch: layout.epoch,
+                })
             }
             forwarded_request::Request::Get(_) => {
                 let read = self.read(key, segment, terms).await?;
@@ -252,19 +268,37 @@ impl Store {
     }
 
     /// An outcome as a value or a status.
-    fn ended<T>(&self, coordinated: Coordinated<T>, segment: Segment, terms: Terms) -> Result<(T, Consistency), Status> {
+    fn ended<T>(
+        &self,
+        coordinated: Coordinated<T>,
+        segment: Segment,
+        terms: Terms,
+    ) -> Result<(T, Consistency), Status> {
         let Coordinated { outcome, epoch, .. } = coordinated;
-        let whom = || format!("segment {segment} at epoch {epoch}, {} of {}", terms.consistency.name(), self.owners(segment));
+        let whom = || {
+            format!(
+                "segment {segment} at epoch {epoch}, {} of {}",
+                terms.consistency.name(),
+                self.owners(segment)
+            )
+        };
         match outcome {
             Outcome::Done(value, achieved) => Ok((value, achieved)),
-            Outcome::Unavailable => Err(status::unavailable(format!("too few owners are up ({}); nothing was done", whom()))),
-            Outcome::NoSpace => Err(Status::resource_exhausted(format!("the owners' disks are full ({}); nothing was done", whom()))),
-            Outcome::Aborted => {
-                Err(status::unknown(Code::Aborted, format!("another writer was faster, or owners refused ({})", whom())))
+            Outcome::Unavailable => {
+                Err(status::unavailable(format!("too few owners are up ({}); nothing was done", whom())))
             }
-            Outcome::TimedOut => {
-                Err(status::unknown(Code::DeadlineExceeded, format!("too few owners answered in time ({})", whom())))
-            }
+            Outcome::NoSpace => Err(Status::resource_exhausted(format!(
+                "the owners' disks are full ({}); nothing was done",
+                whom()
+            ))),
+            Outcome::Aborted => Err(status::unknown(
+                Code::Aborted,
+                format!("another writer was faster, or owners refused ({})", whom()),
+            )),
+            Outcome::TimedOut => Err(status::unknown(
+                Code::DeadlineExceeded,
+                format!("too few owners answered in time ({})", whom()),
+            )),
         }
     }
 
@@ -280,7 +314,8 @@ impl Store {
             };
             format!("{address} {liveness}")
         };
-        let mut owners: Vec<NodeId> = layout.current_owners(segment).chain(layout.next_owners(segment)).collect();
+        let mut owners: Vec<NodeId> =
+            layout.current_owners(segment).chain(layout.next_owners(segment)).collect();
         owners.sort_unstable();
         owners.dedup();
         owners.into_iter().map(name).collect::<Vec<_>>().join(", ")
@@ -288,7 +323,10 @@ impl Store {
 }
 
 fn no_quorum(segment: Segment, layout: &Layout) -> Status {
-    status::unavailable(format!("no owner of segment {segment} is up at epoch {}; nothing was done", layout.epoch))
+    status::unavailable(format!(
+        "no owner of segment {segment} is up at epoch {}; nothing was done",
+        layout.epoch
+    ))
 }
 
 fn nonsense(answer: &answer::Answer) -> Status {

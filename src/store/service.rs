@@ -12,11 +12,9 @@ use crate::wire::store::store_peer_server::{StorePeer, StorePeerServer};
 use crate::wire::store::store_server::{Store as StoreApi, StoreServer};
 use crate::wire::store::{self as pb, answer, question};
 use crate::wire::{MAX_MESSAGE_BYTES, status};
-use std::pin::Pin;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
-use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 /// What a request gets that sets no deadline.
@@ -75,21 +73,22 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 impl StoreApi for Service {
     async fn put(&self, request: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
         let timeout = timeout(&request);
-        self.store.route_put(request.into_inner(), timeout).await.map(Response::new)
+        self.store.put(request.into_inner(), timeout).await.map(Response::new)
     }
 
     async fn get(&self, request: Request<pb::GetRequest>) -> Result<Response<pb::GetResponse>, Status> {
         let timeout = timeout(&request);
-        self.store.route_get(request.into_inner(), timeout).await.map(Response::new)
+        self.store.get(request.into_inner(), timeout).await.map(Response::new)
     }
 
-    async fn delete(&self, request: Request<pb::DeleteRequest>) -> Result<Response<pb::DeleteResponse>, Status> {
+    async fn delete(
+        &self,
+        request: Request<pb::DeleteRequest>,
+    ) -> Result<Response<pb::DeleteResponse>, Status> {
         let timeout = timeout(&request);
-        self.store.route_delete(request.into_inner(), timeout).await.map(Response::new)
+        self.store.delete(request.into_inner(), timeout).await.map(Response::new)
     }
 }
-
-type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl StorePeer for Service {
@@ -116,9 +115,12 @@ impl StorePeer for Service {
         Ok(Response::new(answers))
     }
 
-    type PullSegmentStream = Responses<pb::PullSegmentResponse>;
+    type PullSegmentStream = handoff::Responses;
 
-    async fn pull_segment(&self, request: Request<pb::PullSegmentRequest>) -> Result<Response<Self::PullSegmentStream>, Status> {
+    async fn pull_segment(
+        &self,
+        request: Request<pb::PullSegmentRequest>,
+    ) -> Result<Response<Self::PullSegmentStream>, Status> {
         let request = request.into_inner();
         let from = self.store.same_ring(&request.from, &request.ring_id)?;
         self.store.reach(from, request.epoch).await?;
@@ -136,7 +138,11 @@ impl StorePeer for Service {
         for asked in request.segments {
             let theirs = convert::digest(&asked.digest)?;
             let segment = convert::segment(asked.segment)?;
-            let own = self.store.replica()?.digest(request.epoch, segment).map_err(|refusal| handoff::refused(&refusal))?;
+            let own = self
+                .store
+                .replica()?
+                .digest(request.epoch, segment)
+                .map_err(|refusal| handoff::refused(&refusal))?;
             if own != theirs {
                 differing.push(asked.segment);
             }
@@ -157,7 +163,10 @@ impl Store {
     fn same_ring(&self, from: &[u8], ring_id: &[u8]) -> Result<NodeId, Status> {
         let layout = self.layout()?;
         if convert::ring_id(ring_id)? != layout.ring {
-            return Err(Status::failed_precondition(format!("this node is in another ring, {:.8}", layout.ring)));
+            return Err(Status::failed_precondition(format!(
+                "this node is in another ring, {:.8}",
+                layout.ring
+            )));
         }
         Ok(convert::node_id(from)?)
     }
@@ -167,12 +176,19 @@ impl Store {
         let deadline = Instant::now() + DEFAULT_TIMEOUT;
         match self.location().catch_up(from, epoch, deadline).await {
             Some(_) => Ok(()),
-            None => Err(status::unavailable(format!("this node could not fetch the layout of epoch {epoch}"))),
+            None => {
+                Err(status::unavailable(format!("this node could not fetch the layout of epoch {epoch}")))
+            }
         }
     }
 
     /// Answers one question of a link: on the spot where possible, else from a task of its own.
-    async fn answer(&self, from: NodeId, question: pb::Question, answers: &UnboundedSender<pb::Answer>) -> Result<(), Status> {
+    async fn answer(
+        &self,
+        from: NodeId,
+        question: pb::Question,
+        answers: &UnboundedSender<pb::Answer>,
+    ) -> Result<(), Status> {
         let number = question.number;
         let reply = move |answers: &UnboundedSender<pb::Answer>, answer: answer::Answer| {
             let _link_gone = answers.send(pb::Answer { number, answer: Some(answer) });

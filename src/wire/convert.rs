@@ -44,7 +44,7 @@ pub enum Malformed {
 }
 
 fn sixteen(bytes: &[u8], what: &'static str) -> Result<u128, Malformed> {
-    bytes.try_into().map(u128::from_be_bytes).map_err(|_| Malformed::Id(what))
+    bytes.try_into().map(u128::from_be_bytes).map_err(|_error| Malformed::Id(what))
 }
 
 /// 16 bytes, big-endian.
@@ -69,7 +69,7 @@ pub fn digest(bytes: &[u8]) -> Result<Digest, Malformed> {
 
 /// A segment's number. Whether the ring has it is for the replica to say.
 pub fn segment(number: u32) -> Result<Segment, Malformed> {
-    u16::try_from(number).map(Segment).map_err(|_| Malformed::Range("a segment"))
+    u16::try_from(number).map(Segment).map_err(|_error| Malformed::Range("a segment"))
 }
 
 /// Checks a key's length.
@@ -186,7 +186,10 @@ pub fn phase_to(phase: Phase) -> i32 {
 pub fn member(member: pb::Member) -> Result<Member, Malformed> {
     Ok(Member {
         id: node_id(&member.id)?,
-        address: member.address.parse::<Address>().map_err(|_| Malformed::Range("a member's address"))?,
+        address: member
+            .address
+            .parse::<Address>()
+            .map_err(|_error| Malformed::Range("a member's address"))?,
         zone: member.zone,
         weight: member.weight,
         durable: member.durable,
@@ -246,7 +249,8 @@ fn table_to<'a>(rows: impl Iterator<Item = &'a [Cell]> + Clone, members: usize) 
 
 fn rows(table: &pb::Table, members: usize) -> Result<Vec<Vec<Cell>>, Malformed> {
     let stride = table.stride as usize;
-    let fits = stride > 0 && table.owners.len() == table.acquired.len() && table.owners.len() % stride == 0;
+    let fits =
+        stride > 0 && table.owners.len() == table.acquired.len() && table.owners.len().is_multiple_of(stride);
     if !fits {
         return Err(Malformed::Range("a table's size"));
     }
@@ -255,7 +259,7 @@ fn rows(table: &pb::Table, members: usize) -> Result<Vec<Vec<Cell>>, Malformed> 
         let cells = owners.iter().zip(acquired).take_while(|(owner, _)| **owner != members as u32);
         cells
             .map(|(owner, acquired)| {
-                let member = u16::try_from(*owner).map_err(|_| Malformed::Range("an owner's index"))?;
+                let member = u16::try_from(*owner).map_err(|_error| Malformed::Range("an owner's index"))?;
                 Ok(Cell { member, acquired: *acquired })
             })
             .collect()
@@ -291,7 +295,8 @@ pub fn layout(layout: pb::Layout) -> Result<Layout, Malformed> {
         kind: kind(layout.kind)?,
         epoch: layout.epoch,
         replicas: replicas(layout.replicas)?,
-        segments: SegmentCount::new(layout.segments.into()).map_err(|_| Malformed::Range("the number of segments"))?,
+        segments: SegmentCount::new(layout.segments.into())
+            .map_err(|_error| Malformed::Range("the number of segments"))?,
         members: layout.members.into_iter().map(member).collect::<Result<_, _>>()?,
         phase,
         current: Table::new(current),
@@ -336,7 +341,7 @@ pub fn layout_bytes(layout: &Layout) -> Vec<u8> {
 
 /// A layout from bytes.
 pub fn layout_from_bytes(bytes: &[u8]) -> Result<Layout, Malformed> {
-    layout(pb::Layout::decode(bytes).map_err(|_| Malformed::Protobuf)?)
+    layout(pb::Layout::decode(bytes).map_err(|_error| Malformed::Protobuf)?)
 }
 
 /// A ballot; absent is the lowest.
@@ -380,8 +385,9 @@ pub fn vote_bytes(target: u64, vote: &Vote<Arc<Layout>>) -> Vec<u8> {
 
 /// The reverse of [`vote_bytes`]: the target, and the memory about it.
 pub fn vote_from_bytes(mut bytes: &[u8]) -> Result<(u64, Vote<Arc<Layout>>), Malformed> {
-    let prepare = pb::PrepareRequest::decode_length_delimited(&mut bytes).map_err(|_| Malformed::Protobuf)?;
-    let promise = pb::Promise::decode_length_delimited(&mut bytes).map_err(|_| Malformed::Protobuf)?;
+    let prepare =
+        pb::PrepareRequest::decode_length_delimited(&mut bytes).map_err(|_error| Malformed::Protobuf)?;
+    let promise = pb::Promise::decode_length_delimited(&mut bytes).map_err(|_error| Malformed::Protobuf)?;
     let vote = Vote { promised: ballot(prepare.ballot)?, accepted: accepted(promise.accepted)? };
     Ok((prepare.target, vote))
 }
@@ -421,7 +427,10 @@ mod tests {
     #[test]
     fn a_vote_survives_the_disk() {
         let proposed = Arc::new(ring_of(3, 3, 8));
-        let vote = Vote { promised: Ballot::new(4, NodeId(1)), accepted: Some((Ballot::new(3, NodeId(2)), proposed)) };
+        let vote = Vote {
+            promised: Ballot::new(4, NodeId(1)),
+            accepted: Some((Ballot::new(3, NodeId(2)), proposed)),
+        };
         assert_eq!(vote_from_bytes(&vote_bytes(9, &vote)), Ok((9, vote)));
         assert_eq!(vote_from_bytes(&vote_bytes(1, &Vote::default())), Ok((1, Vote::default())));
     }
@@ -445,7 +454,14 @@ mod tests {
     fn a_big_layout_fits_in_a_mebibyte() {
         let members: Vec<Member> = (1..=3000).map(some_member).collect();
         let segments = SegmentCount::new(65536).unwrap();
-        let first = Layout::first(RingId(1), "r".into(), Kind::Store, Replicas::Count(3), segments, members[0].clone());
+        let first = Layout::first(
+            RingId(1),
+            "r".into(),
+            Kind::Store,
+            Replicas::Count(3),
+            segments,
+            members[0].clone(),
+        );
         let rows = (0..65536u32).map(|s| {
             (0..3).map(|i| Cell { member: ((s * 7 + i * 997) % 3000) as u16, acquired: 10_000 }).collect()
         });

@@ -4,13 +4,25 @@
 //! from outside is checked once, in [`convert`], and is a core value from then on.
 
 /// `thrifty.location.v1`, generated.
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod location {
     tonic::include_proto!("thrifty.location.v1");
 }
 
 /// `thrifty.store.v1`, generated.
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod store {
     tonic::include_proto!("thrifty.store.v1");
 }

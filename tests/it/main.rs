@@ -1,1 +1,18 @@
-//! Stories.
+//! Stories: the real programs, as people start, use, stop and kill them.
+//!
+//! Every test has a folder and a loopback address of its own, so that they run side by side. Those
+//! that start programs without any flag, as a person does first, share the ports from 9900 on and
+//! take turns (see [`rig::Rig::without_flags`]). Nothing here sleeps in the hope that something has
+//! happened by then: every wait is for a condition, with a deadline.
+
+mod load;
+mod rig;
+
+//mod bad_input;
+
+//mod full_disk;
+//mod services;
+mod stories_change;
+mod stories_crash;
+mod stories_start;
+//mod wrong_start;

@@ -108,7 +108,9 @@ impl Checker {
     /// A write was acknowledged by a quorum.
     pub(crate) fn acknowledged(&mut self, key: usize, version: Version, floor: Version) {
         if version <= floor {
-            self.fail(format!("key {key}: write {version:?} acknowledged, though {floor:?} was there when it began"));
+            self.fail(format!(
+                "key {key}: write {version:?} acknowledged, though {floor:?} was there when it began"
+            ));
         }
         let floor = &mut self.keys[key].floor;
         *floor = version.max(*floor);

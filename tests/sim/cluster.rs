@@ -27,6 +27,9 @@ const MOST_AT_ONCE: usize = 8;
 /// met more than once.
 const CONVERGE_WITHIN: Micros = 300 * SECOND;
 
+/// How long a client waits for an answer.
+const LONGEST_WAIT: Micros = 500 * MS;
+
 /// How long clients go on sending after the faults have ended.
 const AFTERGLOW: Micros = 300 * MS;
 
@@ -134,7 +137,8 @@ impl Cluster {
     fn run_process(&mut self, index: Index) {
         let seat = &mut self.seats[index];
         let disk = seat.disk.take().expect("no process has it");
-        let mut process = Process::start(index, seat.member.clone(), seat.life, seat.skew_ms, disk, &mut self.env);
+        let mut process =
+            Process::start(index, seat.member.clone(), seat.life, seat.skew_ms, disk, &mut self.env);
         if seat.wants_out {
             process.leave(&mut self.env);
         }
@@ -334,7 +338,8 @@ impl Cluster {
     }
 
     fn submit(&mut self, node: Index, command: Command) {
-        self.env.after(command.patience + 60 * MS, Event::GivenUp(command.number));
+        // A client may give up long before the coordinator does.
+        self.env.after(command.patience.min(LONGEST_WAIT), Event::GivenUp(command.number));
         if let Some(process) = &mut self.seats[node].process {
             process.submit(command, &mut self.env);
             self.look_after(node);
@@ -384,7 +389,8 @@ impl Cluster {
             Fault::Deaf => {
                 self.env.count(Kind::Deaf);
                 let nodes = self.some_nodes(victim);
-                let until = self.env.now + self.env.rng.range(50 * MS, 4 * SECOND);
+                let longest = self.env.rng.pick(&[500 * MS, 2 * SECOND, 6 * SECOND]);
+                let until = self.env.now + self.env.rng.range(50 * MS, longest);
                 self.env.gossip.deafen(nodes, until);
             }
             Fault::Numb => {
@@ -395,7 +401,8 @@ impl Cluster {
             }
             Fault::Doubt => {
                 self.env.count(Kind::Doubt);
-                let pullers = self.env.checker.newest().map(|layout| layout.all_pullers()).unwrap_or_default();
+                let pullers =
+                    self.env.checker.newest().map(|layout| layout.all_pullers()).unwrap_or_default();
                 let pullers: Vec<Index> = pullers.into_iter().map(index_of).collect();
                 let subject = client::choose(&mut self.env, &pullers).unwrap_or(victim);
                 let until = self.env.now + self.env.rng.range(100 * MS, 400 * MS);
@@ -430,7 +437,8 @@ impl Cluster {
             Fault::Leave => self.some_leave(),
             Fault::LeaveAll => running.into_iter().for_each(|index| self.leave(index)),
             Fault::Removal => {
-                let down: Vec<Index> = (0..self.seats.len()).filter(|&index| !self.seats[index].alive).collect();
+                let down: Vec<Index> =
+                    (0..self.seats.len()).filter(|&index| !self.seats[index].alive).collect();
                 if let Some(index) = client::choose(&mut self.env, &down) {
                     self.ask_removal(index);
                 }
@@ -484,7 +492,8 @@ impl Cluster {
     fn kill(&mut self, index: Index) {
         let Some(layout) = self.env.checker.newest().cloned() else { return };
         let counted_on = |seat: &Seat| seat.dead && layout.is_member(seat.member.id);
-        let leaving = self.seats.iter().filter(|seat| seat.wants_out && layout.is_member(seat.member.id)).count();
+        let leaving =
+            self.seats.iter().filter(|seat| seat.wants_out && layout.is_member(seat.member.id)).count();
         let enough = match layout.replicas {
             Replicas::Count(count) => count >= 3,
             Replicas::All => true,
@@ -554,7 +563,10 @@ impl Cluster {
             let node = self.env.rng.pick(&running);
             let patience = 2 * SECOND;
             let consistency = Consistency::Quorum;
-            self.submit(node, Command { number, key, wish: Wish::Get, consistency, fallback: false, patience });
+            self.submit(
+                node,
+                Command { number, key, wish: Wish::Get, consistency, fallback: false, patience },
+            );
             let latest = self.env.now + 3 * SECOND;
             self.go_on(|cluster| cluster.env.now >= latest || cluster.ended.contains_key(&number))?;
             if self.ended.get(&number) == Some(&Reply::Done) {

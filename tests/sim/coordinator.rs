@@ -184,7 +184,9 @@ impl Process {
                     let ask_id = env.fresh();
                     let until = env.now + env.plan.ask_timeout;
                     self.requests.asked.insert(ask_id, Asked { operation, to, epoch, until });
-                    env.note(|| format!("{} asks {} #{ask_id} at {epoch}: {ask:?}", self.index, index_of(to)));
+                    env.note(|| {
+                        format!("{} asks {} #{ask_id} at {epoch}: {ask:?}", self.index, index_of(to))
+                    });
                     if to == self.id {
                         self.serve(self.index, ask_id, Request { epoch, key, ask }, env);
                     } else {
@@ -298,7 +300,13 @@ fn describe(machine: &Machine) -> String {
     }
 }
 
-fn conclude_write(outcome: &Outcome<()>, version: Version, key: usize, floor: Version, env: &mut Env) -> Reply {
+fn conclude_write(
+    outcome: &Outcome<()>,
+    version: Version,
+    key: usize,
+    floor: Version,
+    env: &mut Env,
+) -> Reply {
     match outcome {
         Outcome::Done((), Consistency::One) => {
             env.count(Kind::AckedOne);

@@ -96,14 +96,25 @@ pub(crate) enum Timer {
 /// What happens next.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
-    Deliver { from: Index, to: Index, packet: Packet },
-    Wake { node: Index, life: u32, timer: Timer },
+    Deliver {
+        from: Index,
+        to: Index,
+        packet: Packet,
+    },
+    Wake {
+        node: Index,
+        life: u32,
+        timer: Timer,
+    },
     /// A node that crashed is started again.
     Restart(Index),
     /// A client sends its next request.
     Client(usize),
     /// A client's request ended.
-    Replied { command: u64, reply: Reply },
+    Replied {
+        command: u64,
+        reply: Reply,
+    },
     /// A client waits no longer.
     GivenUp(u64),
     /// Something goes wrong on purpose.
@@ -260,7 +271,9 @@ impl Env {
         let unheard = self.gossip.is_cut(from, to)
             || of_layouts && self.gossip.is_deaf(to, self.now)
             || asks && self.gossip.is_numb(to, self.now);
-        if !self.healed && (unheard || self.rng.chance(self.plan.lost)) {
+        let writes = matches!(packet, Packet::Ask { ask: Ask::Write(_), .. });
+        let lost = self.plan.lost + if writes { self.plan.lost_writes } else { 0 };
+        if !self.healed && (unheard || self.rng.chance(lost)) {
             self.count(Kind::Lost);
             self.note(|| format!("lost {from} -> {to} {packet:?}"));
             return;

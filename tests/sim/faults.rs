@@ -84,6 +84,9 @@ pub(crate) struct Plan {
     pub(crate) lateness: Micros,
     /// How many in a thousand are lost.
     pub(crate) lost: u64,
+    /// How many in a thousand of those that ask a replica to write are lost besides, so that
+    /// replicas differ.
+    pub(crate) lost_writes: u64,
     /// How many in a thousand come twice.
     pub(crate) doubled: u64,
 
@@ -139,20 +142,21 @@ impl Plan {
         };
         // Progress is reported twice a second: a ring that is less patient never gets anywhere.
         let pull_timeout = Duration::from_millis(rng.range(1_100, 3_000));
-        Plan {
+        let mut plan = Plan {
             nodes: rng.range(1, 7) as usize,
             replicas,
-            segments: rng.pick(&[1, 1, 2, 4, 4, 8, 16]),
+            segments: rng.pick(&[1, 1, 1, 2, 2, 4, 8, 16]),
             keys: (0..keys).map(|key| Bytes::from(format!("k{key}"))).collect(),
-            clients: rng.range(2, 7) as usize,
+            clients: rng.range(2, 10) as usize,
             think: rng.range(2 * MS, 40 * MS),
             duration: rng.range(5 * SECOND, 16 * SECOND),
-            delay: rng.pick(&[300, 1_000, 1_000, 3_000, 15_000]),
+            delay: rng.pick(&[300, 1_000, 1_000, 3_000, 10_000]),
             late: rng.pick(&[0, 10, 30, 100]),
             lateness: rng.range(20 * MS, 800 * MS),
             lost: rng.pick(&[0, 5, 20, 100, 200]),
+            lost_writes: rng.pick(&[0, 0, 200, 400]),
             doubled: rng.pick(&[0, 0, 10, 50]),
-            sync_delay: rng.range(MS, 50 * MS),
+            sync_delay: rng.pick(&[MS, 3 * MS, 10 * MS, 30 * MS]),
             ask_timeout: rng.range(60 * MS, 250 * MS),
             page_timeout: rng.range(60 * MS, 250 * MS),
             page_bytes: rng.pick(&[1, 10, 1000]),
@@ -167,7 +171,48 @@ impl Plan {
             ambush: rng.pick(&[0, 300, 700]),
             suspicion: rng.pick(&[0, 0, 100, 400]),
             weights,
+        };
+        match rng.below(4) {
+            0 => plan.of_laggards(rng),
+            1 => plan.of_newcomers(rng),
+            _ => {}
         }
+        plan
+    }
+
+    /// A theme: owners that miss whole transitions and serve on in a world that has ended, while
+    /// others miss writes.
+    fn of_laggards(&mut self, rng: &mut Rng) {
+        self.nodes = rng.range(4, 7) as usize;
+        self.replicas = Replicas::Count(3);
+        self.segments = rng.pick(&[1, 1, 2]);
+        self.keys.truncate(2);
+        self.clients = rng.range(5, 9) as usize;
+        self.delay = 1_000;
+        self.lost = rng.pick(&[0, 5]);
+        self.lost_writes = rng.pick(&[200, 400]);
+        self.sync_delay = MS;
+        self.raced = 700;
+        self.suspicion = rng.pick(&[100, 400]);
+        self.churn_every = 700 * MS;
+        self.ambush = 0;
+        self.fault_every = SECOND;
+        self.weights = vec![(Fault::Deaf, 4), (Fault::Join, 1)];
+    }
+
+    /// A theme: tables that are replaced whole, coordinated by newcomers whose clocks are slow and
+    /// whom the old owners don't answer.
+    fn of_newcomers(&mut self, rng: &mut Rng) {
+        self.nodes = rng.range(2, 6) as usize;
+        self.replicas = Replicas::Count(rng.pick(&[1, 1, 2, 3]));
+        self.segments = rng.pick(&[1, 2]);
+        self.keys.truncate(3);
+        self.skew_ms = 20_000;
+        self.lost_writes = rng.pick(&[300, 600]);
+        self.raced = 700;
+        self.sync_delay = MS;
+        self.churn_every = 500 * MS;
+        self.ambush = rng.pick(&[0, 300]);
     }
 
     /// The next fault; none in a seed that has none.

@@ -53,7 +53,15 @@ impl View {
 
 impl Gossip {
     pub(crate) fn new(detect: Micros, suspicion: u64) -> Self {
-        Gossip { lives: Vec::new(), detect, cut: None, mistakes: Vec::new(), deaf: (0, 0), numb: (0, 0), suspicion }
+        Gossip {
+            lives: Vec::new(),
+            detect,
+            cut: None,
+            mistakes: Vec::new(),
+            deaf: (0, 0),
+            numb: (0, 0),
+            suspicion,
+        }
     }
 
     /// A node came to life or lost it.

@@ -101,7 +101,13 @@ impl Process {
     }
 
     /// A page came, or a refusal.
-    pub(crate) fn take_page(&mut self, from: Index, ask_id: u64, page: Result<Page, PageRefused>, env: &mut Env) {
+    pub(crate) fn take_page(
+        &mut self,
+        from: Index,
+        ask_id: u64,
+        page: Result<Page, PageRefused>,
+        env: &mut Env,
+    ) {
         let Some(gathering) = &mut self.gathering else { return };
         let awaited = |task: &&mut Task| task.awaits.is_some_and(|(id, _)| id == ask_id);
         let Some(task) = gathering.tasks.iter_mut().find(awaited) else { return };
@@ -109,7 +115,9 @@ impl Process {
         match page {
             Ok(page) => {
                 let (last, after) = (page.last, page.records.last().map(|(key, _)| key.clone()));
-                env.note(|| format!("{} takes from {from} {:?}: {:?}", self.index, task.pull.slot, page.records));
+                env.note(|| {
+                    format!("{} takes from {from} {:?}: {:?}", self.index, task.pull.slot, page.records)
+                });
                 if let Err(why) = self.replica.absorb(gathering.epoch, task.pull.slot, page) {
                     env.checker.fail(format!("a page was not taken: {why}"));
                     return;

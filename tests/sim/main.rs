@@ -107,7 +107,8 @@ fn simulate() {
     if let Some((seed, why)) = failed {
         panic!("{}", tell(seed, &why));
     }
-    let never: Vec<_> = Kind::ALL.iter().filter(|kind| counts.of(**kind) == 0).map(|kind| kind.name()).collect();
+    let never: Vec<_> =
+        Kind::ALL.iter().filter(|kind| counts.of(**kind) == 0).map(|kind| kind.name()).collect();
     assert!(many < 200 || never.is_empty(), "never happened: {never:?}");
 }
 
@@ -127,7 +128,8 @@ fn every_mutant_is_caught() {
     use thrifty::core::mutants::{Mutant, plant};
     let (first, many) = (setting("THRIFTY_SIM_FIRST_SEED", 0), setting("THRIFTY_SIM_MUTANT_SEEDS", 3_000));
     let only = std::env::var("THRIFTY_SIM_MUTANT").ok();
-    let mutants = Mutant::ALL.into_iter().filter(|m| only.as_ref().is_none_or(|only| format!("{m:?}") == *only));
+    let mutants =
+        Mutant::ALL.into_iter().filter(|m| only.as_ref().is_none_or(|only| format!("{m:?}") == *only));
     let mutants: Vec<Mutant> = mutants.collect();
     // Panics are caught and count; their usual reports would drown the table.
     std::panic::set_hook(Box::new(|_| {}));
@@ -136,7 +138,13 @@ fn every_mutant_is_caught() {
     let work = || {
         while let Some(&mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
             plant(Some(mutant));
-            let failure = (first..first + many).find_map(|seed| run(seed, false).0.err().map(|why| (seed, why)));
+            let mut failures =
+                (first..first + many).filter_map(|seed| run(seed, false).0.err().map(|why| (seed, why)));
+            let failure = failures.next();
+            if setting("THRIFTY_SIM_MUTANT_RATE", 0) > 0 {
+                // For tuning the schedules: the first failure is luck, how many there are is not.
+                eprintln!("{mutant:?}: {} of {many}", failures.count() + usize::from(failure.is_some()));
+            }
             plant(None);
             let at = mutants.iter().position(|known| *known == mutant).unwrap();
             caught.lock().unwrap()[at] = failure;

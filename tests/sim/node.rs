@@ -50,7 +50,12 @@ impl Engine for SharedEngine {
         self.0.sync()
     }
 
-    fn scan(&self, slot: Slot, after: Option<&[u8]>, max: usize) -> Result<Vec<(Bytes, Record)>, StorageError> {
+    fn scan(
+        &self,
+        slot: Slot,
+        after: Option<&[u8]>,
+        max: usize,
+    ) -> Result<Vec<(Bytes, Record)>, StorageError> {
         self.0.scan(slot, after, max)
     }
 
@@ -141,13 +146,21 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts a process over a disk that has a layout.
-    pub(crate) fn start(index: Index, member: Member, life: u32, skew_ms: i64, disk: Disk, env: &mut Env) -> Self {
+    pub(crate) fn start(
+        index: Index,
+        member: Member,
+        life: u32,
+        skew_ms: i64,
+        disk: Disk,
+        env: &mut Env,
+    ) -> Self {
         let layout = disk.layout.clone().expect("a process needs a layout");
         let vote = disk.vote.clone().filter(|(epoch, _)| *epoch == layout.epoch);
         let vote = vote.map(|(_, vote)| vote).unwrap_or_default();
         let clock = Clock::resume(disk.mark);
         env.checker.installed(&layout, &mut env.counts);
-        let replica = Replica::new(member.id, disk.engine.clone(), layout.clone(), clock).expect("no engine fails here");
+        let replica = Replica::new(member.id, disk.engine.clone(), layout.clone(), clock)
+            .expect("no engine fails here");
         let mut process = Process {
             index,
             id: member.id,
@@ -270,9 +283,13 @@ impl Process {
                 self.carry_out(outputs, env);
                 self.fetch_wanted(env);
             }
-            Packet::Ask { ask_id, epoch, key, ask } => self.serve(from, ask_id, Request { epoch, key, ask }, env),
+            Packet::Ask { ask_id, epoch, key, ask } => {
+                self.serve(from, ask_id, Request { epoch, key, ask }, env)
+            }
             Packet::Answer { ask_id, answer } => self.requests.answered(ask_id, answer),
-            Packet::GetPage { ask_id, epoch, segment, after } => self.serve_page(from, ask_id, epoch, segment, after, env),
+            Packet::GetPage { ask_id, epoch, segment, after } => {
+                self.serve_page(from, ask_id, epoch, segment, after, env)
+            }
             Packet::Page { ask_id, page } => self.take_page(from, ask_id, page, env),
             Packet::Forward(command) => self.forwarded(from, command, env),
             Packet::Done { command, reply } => self.forward_ended(command, reply, env),
@@ -437,7 +454,8 @@ impl Process {
     pub(crate) fn sync(&mut self, env: &mut Env) {
         self.replica.sync().expect("no engine fails here");
         let durable = self.replica.durable();
-        let (free, held) = std::mem::take(&mut self.held).into_iter().partition(|(number, ..)| *number <= durable);
+        let (free, held) =
+            std::mem::take(&mut self.held).into_iter().partition(|(number, ..)| *number <= durable);
         self.held = held;
         for (_, to, ask_id, answer) in free {
             self.answer(to, ask_id, answer, env);

@@ -5,7 +5,7 @@ use clap::{Args, ValueEnum};
 use std::time::Duration;
 use thrifty::client::{Client, ClientConfig, ClientError};
 use thrifty::core::layout::Kind;
-use thrifty::core::node::Address;
+use thrifty::core::node::{Address, BadAddress};
 use thrifty::core::quorum::Consistency;
 
 /// Which ring is meant, and how patient to be.
@@ -13,8 +13,8 @@ use thrifty::core::quorum::Consistency;
 pub(crate) struct Connect {
     /// A node of the ring; may be given several times. Without it, ports 9900 to 9925 of 127.0.0.1
     /// are asked
-    #[arg(long, value_name = "HOST:PORT", env = "THRIFTY_PEER", value_delimiter = ',', global = true)]
-    pub(crate) peer: Vec<Address>,
+    #[arg(long, value_name = "HOST:PORT", env = "THRIFTY_PEER", value_delimiter = ',', global = true, value_parser = peer)]
+    peer: Vec<Option<Address>>,
 
     /// How long a request may take, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds, global = true)]
@@ -30,10 +30,17 @@ impl Connect {
 
     /// A client of the ring that is meant, of whatever kind; a store ring if it has to be found.
     pub(crate) async fn client(&self, config: ClientConfig) -> Result<Client, ClientError> {
-        match self.peer.as_slice() {
-            [] => Client::connect_on_loopback(config).await,
-            peers => Client::connect(peers.to_vec(), config).await,
+        let peers = self.peers();
+        if peers.is_empty() {
+            Client::connect_on_loopback(config).await
+        } else {
+            Client::connect(peers, config).await
         }
+    }
+
+    /// The nodes that were named.
+    pub(crate) fn peers(&self) -> Vec<Address> {
+        self.peer.iter().flatten().cloned().collect()
     }
 }
 
@@ -99,6 +106,11 @@ impl From<Level> for Consistency {
             Level::All => Consistency::All,
         }
     }
+}
+
+/// An address, or nothing: a variable of the environment that is set to nothing is as good as unset.
+fn peer(text: &str) -> Result<Option<Address>, BadAddress> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
 }
 
 /// A length of time as people type it: seconds, with or without decimals.

@@ -35,9 +35,11 @@ const FEW_CORES: usize = 4;
 pub(crate) fn main(kind: Kind) -> ExitCode {
     let options = Options::read(kind);
     talk::start();
-    let threads = options.threads.unwrap_or_else(|| match std::thread::available_parallelism().map_or(1, usize::from) {
-        cores if cores <= FEW_CORES => 1,
-        cores => cores.min(8),
+    let threads = options.threads.unwrap_or_else(|| {
+        match std::thread::available_parallelism().map_or(1, usize::from) {
+            cores if cores <= FEW_CORES => 1,
+            cores => cores.min(8),
+        }
     });
     let runtime = match threads {
         1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
@@ -65,14 +67,18 @@ async fn serve(kind: Kind, options: &Parsed) -> anyhow::Result<()> {
     loop {
         let place = place::choose(kind, options, again.take()).await?;
         let (address, directory) = (place.address.clone(), place.directory);
-        let (departure, directory) = run(kind, options, place.listener, place.address, directory, &mut inbox).await?;
+        let (departure, directory) =
+            run(kind, options, place.listener, place.address, directory, &mut inbox).await?;
         match departure {
             Departure::Left => news!("left"),
             Departure::Stopped => news!("stopped"),
             Departure::Removed => {
                 let aside = directory.map(DataDir::set_aside).transpose()?;
-                let where_to = aside.map_or(String::new(), |path| format!("; the old data is kept in {}", path.display()));
-                news!("this node was removed from the ring while it was away: starting over as a new one{where_to}");
+                let where_to = aside
+                    .map_or(String::new(), |path| format!("; the old data is kept in {}", path.display()));
+                news!(
+                    "this node was removed from the ring while it was away: starting over as a new one{where_to}"
+                );
                 again = Some(address);
                 continue;
             }
@@ -95,7 +101,9 @@ async fn run(
     };
     let state = NodeState::open(vault)?;
     match &directory {
-        Some(directory) => news!("node {:.8} listens on {address}, data in {}", state.id, directory.path().display()),
+        Some(directory) => {
+            news!("node {:.8} listens on {address}, data in {}", state.id, directory.path().display())
+        }
         None => news!("node {:.8} listens on {address}, data in memory only", state.id),
     }
     let role = match kind {

@@ -56,7 +56,7 @@ pub(crate) struct Options {
 
     /// A node to ask, instead of scanning this machine; may be given several times.
     #[arg(long, value_name = "HOST:PORT", env = "THRIFTY_PEER", value_delimiter = ',')]
-    peer: Vec<Address>,
+    peer: Vec<String>,
 
     /// Make a new ring, alone, without looking for one.
     #[arg(long)]
@@ -148,11 +148,14 @@ impl Options {
     /// Reads the command line, or ends the program with a message.
     pub(crate) fn read(kind: Kind) -> Parsed {
         let (name, about, examples) = match kind {
-            Kind::Store => ("storeserver", "Runs a node of the store: finds the ring, or makes one", STORE_EXAMPLES),
+            Kind::Store => {
+                ("storeserver", "Runs a node of the store: finds the ring, or makes one", STORE_EXAMPLES)
+            }
             Kind::Location => ("location", "Runs a node of the location service alone", LOCATION_EXAMPLES),
         };
         let command = Options::command().name(name).about(about).after_help(examples);
-        let options = Options::from_arg_matches(&command.clone().get_matches()).unwrap_or_else(|error| error.exit());
+        let options =
+            Options::from_arg_matches(&command.clone().get_matches()).unwrap_or_else(|error| error.exit());
         match Parsed::new(options) {
             Ok(parsed) => parsed,
             Err(Usage(why)) => command.clone().error(clap::error::ErrorKind::ValueValidation, why).exit(),
@@ -181,22 +184,28 @@ impl std::ops::Deref for Parsed {
 
 impl Parsed {
     fn new(options: Options) -> Result<Self, Usage> {
-        let mut peers = options.peer.clone();
+        let address = |text: &str| text.parse::<Address>().map_err(|error| Usage(error.to_string()));
+        // A variable that is set to nothing names no peer.
+        let named = options.peer.iter().filter(|peer| !peer.is_empty());
+        let mut peers = named.map(|peer| address(peer)).collect::<Result<Vec<_>, _>>()?;
         let (peer, port) = match &options.place[..] {
             [] => (None, None),
             [port] => (None, Some(port)),
             [peer, port, ..] => (Some(peer), Some(port)),
         };
         if let Some(peer) = peer {
-            peers.push(peer.parse().map_err(|error| Usage(format!("{error}")))?);
+            peers.push(address(peer)?);
         }
-        let port = match port {
-            Some(_) if options.port.is_some() || options.listen.is_some() => {
-                return Err(Usage("the port is given twice: leave one out".into()));
-            }
-            Some(port) => Some(port.parse().map_err(|_| Usage(format!("{port:?} is not a port: give a number from 1 to 65535")))?),
-            None => options.port,
-        };
+        let port =
+            match port {
+                Some(_) if options.port.is_some() || options.listen.is_some() => {
+                    return Err(Usage("the port is given twice: leave one out".into()));
+                }
+                Some(port) => Some(port.parse().map_err(|_error| {
+                    Usage(format!("{port:?} is not a port: give a number from 1 to 65535"))
+                })?),
+                None => options.port,
+            };
         let listen = options.listen.or(port.map(|port| SocketAddr::from(([127, 0, 0, 1], port))));
         if let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) {
             if !options.insecure {
@@ -206,7 +215,9 @@ impl Parsed {
                 )));
             }
             if listen.ip().is_unspecified() && options.advertise.is_none() {
-                return Err(Usage(format!("with --listen {listen}, say with --advertise HOST:PORT how others reach this node")));
+                return Err(Usage(format!(
+                    "with --listen {listen}, say with --advertise HOST:PORT how others reach this node"
+                )));
             }
         }
         let name = |what, text: &str| match text.len() > MAX_NAME_BYTES {

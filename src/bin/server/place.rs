@@ -71,7 +71,9 @@ pub(crate) async fn choose(kind: Kind, options: &Parsed, again: Option<Address>)
         let mut directory = None;
         let listener = next_free_port(|port| {
             let opened = DataDir::open(of_port(port)).ok();
-            directory = opened.filter(|d| fits(kind, options, d).is_ok() && peek(&d.vault()).is_ok_and(|(m, _)| m == Memory::Fresh));
+            directory = opened.filter(|d| {
+                fits(kind, options, d).is_ok() && peek(&d.vault()).is_ok_and(|(m, _)| m == Memory::Fresh)
+            });
             directory.is_some()
         })
         .await?;
@@ -131,7 +133,9 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            bail!("{address} is in use: choose another port with --port, or leave it out to take the next free one")
+            bail!(
+                "{address} is in use: choose another port with --port, or leave it out to take the next free one"
+            )
         }
         Err(error) => Err(error).with_context(|| format!("{address} can't be listened on")),
     }
@@ -147,5 +151,7 @@ async fn next_free_port(mut suits: impl FnMut(u16) -> bool) -> anyhow::Result<Tc
         }
     }
     let (first, last) = (LOOPBACK_PORTS.start(), LOOPBACK_PORTS.end());
-    bail!("no port from {first} to {last} is free with a directory to use: give one with --port and --data-dir")
+    bail!(
+        "no port from {first} to {last} is free with a directory to use: give one with --port and --data-dir"
+    )
 }

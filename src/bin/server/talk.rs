@@ -5,8 +5,8 @@ use std::fmt;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{Format, FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 
 /// The target of what a person wants to know.
@@ -15,7 +15,8 @@ const NEWS: &str = "thrifty::news";
 /// The name under which the program was started.
 pub(crate) fn program() -> String {
     let path = std::env::args_os().next().map(std::path::PathBuf::from);
-    let name = path.as_ref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
+    let name =
+        path.as_ref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
     name.unwrap_or_else(|| "thrifty".into())
 }
 
@@ -37,7 +38,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         if event.metadata().target() != NEWS {
             return self.0.format_event(context, writer, event);
         }
@@ -56,5 +62,9 @@ pub(crate) fn start() {
         Ok(news) => filter.add_directive(news),
         Err(_) => filter,
     };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).event_format(Lines(Format::default())).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .event_format(Lines(Format::default()))
+        .init();
 }

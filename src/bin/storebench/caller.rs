@@ -1,8 +1,9 @@
 //! One caller: the loop that everything else is about.
 
+use crate::random::Random;
 use crate::schedule::Schedule;
 use crate::tally::Tally;
-use crate::workload::{Ask, Random, Workload};
+use crate::workload::{Ask, Workload};
 use std::sync::Arc;
 use std::time::Instant;
 use thrifty::client::Client;

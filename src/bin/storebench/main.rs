@@ -17,6 +17,7 @@ mod caller;
 mod load;
 mod null;
 mod progress;
+mod random;
 mod report;
 mod schedule;
 mod tally;

@@ -5,6 +5,7 @@
 
 use crate::args::Load;
 use crate::common::{Exit, Failure};
+use crate::random::Random;
 use bytes::Bytes;
 
 /// Which requests there are.
@@ -101,27 +102,6 @@ impl Workload {
         }
         let start = random.below(SPARE_BYTES as u64) as usize;
         Ask::Put(key, self.values.slice(start..start + self.value_bytes))
-    }
-}
-
-/// The splitmix64 generator: a few instructions, and good enough to choose keys.
-pub(crate) struct Random(u64);
-
-impl Random {
-    /// A sequence of its own for each seed.
-    pub(crate) fn new(seed: u64) -> Self {
-        Random(seed.wrapping_mul(0xd134_2543_de82_ef95))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, count: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(count)) >> 64) as u64
     }
 }
 

@@ -89,7 +89,7 @@ mod tests {
             address: address.into(),
             ..NodeStatus::default()
         };
-        let nodes = vec![node(0xabcd_1 << 108, "127.0.0.1:9900"), node(0xabcd_2 << 108, "127.0.0.1:9901")];
+        let nodes = vec![node(0xa_bcd1 << 108, "127.0.0.1:9900"), node(0xa_bcd2 << 108, "127.0.0.1:9901")];
         StatusResponse { nodes, ..StatusResponse::default() }
     }
 

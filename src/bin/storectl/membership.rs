@@ -39,7 +39,7 @@ async fn node_meant(
     command: &str,
 ) -> Result<(Client, Address), Failure> {
     let Some(name) = node else {
-        let [peer] = target.connect.peer.as_slice() else {
+        let [peer] = &target.connect.peers()[..] else {
             let message = format!(
                 "say which node: `storectl {command} NODE`, or one --peer HOST:PORT; see `storectl status`"
             );

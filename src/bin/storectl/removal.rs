@@ -56,13 +56,22 @@ fn warning(status: &StatusResponse, layout: &Layout, id: NodeId) -> String {
         .map(|n| format!("{:.8} at {}", member::id(n), n.address))
         .collect();
     let (lost, doubtful) = damage(layout, &gone);
-    format!(
-        "warning: this drops every node that can't be reached ({}) for good. What only they hold is lost: \
-         all keys of {lost} of {} segments, which have no other owner, and perhaps the latest writes of {doubtful} \
-         more, of which a majority of owners goes",
-        names.join(", "),
-        layout.segments.get(),
-    )
+    let all = layout.segments.get();
+    let mut text = format!(
+        "warning: this drops for good every node that can't be reached ({}), and what only they hold is lost:",
+        names.join(", ")
+    );
+    if lost > 0 {
+        text += &format!(" every key of {lost} of {all} segments, which have no other owner;");
+    }
+    if doubtful > 0 {
+        text +=
+            &format!(" perhaps the latest writes in {doubtful} of {all} segments, most of whose owners go;");
+    }
+    if lost + doubtful == 0 {
+        text += " no write that a majority of its owners acknowledged;";
+    }
+    text + " writes at consistency one may have been on them alone"
 }
 
 /// How many segments lose all their owners, and how many others so many that a majority of the old

@@ -37,10 +37,10 @@ impl Target {
     }
 
     async fn connect_with(&self, config: ClientConfig) -> Result<Client, Failure> {
-        let seeds = match self.connect.peer.as_slice() {
-            [] => self.find().await?,
-            peers => peers.to_vec(),
-        };
+        let mut seeds = self.connect.peers();
+        if seeds.is_empty() {
+            seeds = self.find().await?;
+        }
         let client = Client::connect(seeds, config).await?;
         let layout = client.layout();
         if let Some(wanted) = self.ring.as_ref().filter(|wanted| **wanted != layout.name) {

@@ -5,17 +5,29 @@ use crate::common::{self, Failure};
 use crate::member;
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 use serde_json::{Value, json};
-use thrifty::core::layout::Phase;
+use thrifty::core::layout::{Layout, Phase};
+use thrifty::core::node::NodeId;
+use thrifty::core::quorum::{Consistency, all_meet};
 use thrifty::wire::convert;
 use thrifty::wire::location::{NodeState, NodeStatus, StatusResponse};
 
 /// Prints how the ring is doing.
 pub(crate) async fn status(target: &Target, json: bool) -> Result<(), Failure> {
-    let status = target.client().await?.status().await.map_err(Failure::of_read)?;
+    let client = target.client().await?;
+    let status = client.status().await.map_err(Failure::of_read)?;
+    let stuck = without_quorum(&status, &client.layout());
     if json {
-        return common::print(as_json(&status));
+        return common::print(as_json(&status, stuck));
     }
-    common::print(format!("{}\n{}", headline(&status), table(&status)))
+    common::print(format!("{}\n{}", headline(&status, stuck), table(&status)))
+}
+
+/// How many segments have too few owners up for a quorum. `may_lose` is 0 then, and 0 also when all
+/// is still well.
+fn without_quorum(status: &StatusResponse, layout: &Layout) -> usize {
+    let down: Vec<NodeId> = status.nodes.iter().filter(|n| state(n) == "down").map(member::id).collect();
+    let meets = |segment| all_meet(&layout.live_sets(segment), Consistency::Quorum, |id| !down.contains(&id));
+    if down.is_empty() { 0 } else { layout.segments.all().filter(|segment| !meets(*segment)).count() }
 }
 
 /// A table in the tools' one style.
@@ -46,7 +58,7 @@ fn state(node: &NodeStatus) -> &'static str {
     }
 }
 
-fn headline(status: &StatusResponse) -> String {
+fn headline(status: &StatusResponse, stuck: usize) -> String {
     let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let nodes = counted(status.nodes.len(), "node");
     let replicas = match status.replicas {
@@ -54,6 +66,9 @@ fn headline(status: &StatusResponse) -> String {
         n => counted(n as usize, "replica"),
     };
     let mut line = format!("ring {}: {nodes}, {replicas}, may lose {}", status.ring, status.may_lose);
+    if stuck > 0 {
+        line += &format!("; {stuck} of {} segments have no quorum", status.segments);
+    }
     if phase(status) != Phase::Stable {
         let (phase, epoch, moving, least) =
             (phase(status).name(), status.epoch, status.moving, status.moving_least);
@@ -108,7 +123,7 @@ fn ago(ms: u64) -> String {
     }
 }
 
-fn as_json(status: &StatusResponse) -> Value {
+fn as_json(status: &StatusResponse, stuck: usize) -> Value {
     let node = |n: &NodeStatus| {
         json!({
             "id": member::id(n).to_string(), "address": n.address, "state": state(n), "segments": n.segments,
@@ -124,6 +139,7 @@ fn as_json(status: &StatusResponse) -> Value {
         "replicas": replicas(status.replicas),
         "segments": status.segments,
         "may_lose": status.may_lose,
+        "segments_without_quorum": stuck,
         "moving": status.moving,
         "moving_least": status.moving_least,
         "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),

@@ -16,7 +16,7 @@ pub(crate) async fn ring(target: &Target, json: bool) -> Result<(), Failure> {
         return common::print(as_json(&layout));
     }
     let (segments, primaries) = (layout.shares(), primaries(&layout));
-    let mut table = fresh_table(&["node", "address", "zone", "weight", "segments", "primaries", ""]);
+    let mut table = fresh_table(&["node", "address", "zone", "weight", "segments", "primaries", "standing"]);
     for (index, member) in layout.members.iter().enumerate() {
         table.add_row([
             format!("{:.8}", member.id),
@@ -25,7 +25,7 @@ pub(crate) async fn ring(target: &Target, json: bool) -> Result<(), Failure> {
             member.weight.to_string(),
             segments[index].to_string(),
             primaries[index].to_string(),
-            standing(member.standing).replace("staying", ""),
+            standing(member.standing).to_owned(),
         ]);
     }
     let (name, phase, epoch, count) =

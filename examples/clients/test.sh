@@ -1,0 +1,178 @@
+#!/usr/bin/env bash
+# Sets both clients up and tries them on a server.
+#
+#   test.sh [DIRECTORY OF storeserver]      default: target/debug of this repository
+#
+# All that is made lies under target/clients. python3 and node are installed with apt-get if they
+# are missing, and only then.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+binaries=$(cd "${1:-$root/target/debug}" && pwd)
+work=$root/target/clients
+mkdir -p "$work/logs" "$work/node"
+
+export PYTHONDONTWRITEBYTECODE=1
+# gRPC would take a proxy for these addresses, too.
+export no_grpc_proxy=127.9.8.7
+# Only what is said here counts for the server.
+unset "${!THRIFTY_@}"
+
+passed=0 failed=0 pids=()
+
+finish() {
+    local code=$?
+    trap - EXIT
+    for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
+    [ "$code" -eq 0 ] || [ "$failed" -gt 0 ] || failed=1
+    echo "$passed passed, $failed failed"
+    [ "$failed" -eq 0 ] || exit 1
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+# ---- What has to be there -------------------------------------------------------------------
+
+apt_install() {
+    local sudo=()
+    [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+    "${sudo[@]}" apt-get -qq update
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" >/dev/null
+}
+
+# Some distributions ship python3 without what makes a venv.
+python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3 python3-venv
+{ command -v node && command -v npm; } >/dev/null || apt_install nodejs npm
+
+python=$work/python/bin/python
+bash "$here/python/setup.sh" "$work/python"
+
+# Modules are found beside the script that imports them, so the script is copied to them. It lies
+# as deep there as here, and finds proto/ the same way.
+cp "$here/node/package.json" "$here/node/client.mjs" "$work/node/"
+(cd "$work/node" && npm install --silent --no-package-lock --no-audit --no-fund --no-update-notifier)
+
+# ---- How things are checked -----------------------------------------------------------------
+
+python_client() { "$python" "$here/python/client.py" "$@"; }
+routing_client() { "$python" "$here/python/routing.py" "$@"; }
+node_client() { node "$work/node/client.mjs" "$@"; }
+
+# check NAME CODE STDOUT COMMAND...: the command ends with this code and prints just this.
+check() {
+    local name=$1 code=$2 expected=$3 got=0 out
+    shift 3
+    # The dot keeps newlines at the end.
+    out=$({ "$@" 2>"$work/logs/stderr" || got=$?; printf '.%s' "$got"; })
+    if [ "$out" = "$expected.$code" ]; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED: $name: expected '$expected.$code', got '$out' (stdout.code)"
+        cat "$work/logs/stderr"
+    fi
+}
+
+# address PID LOG: waits until the process has written where it listens, and prints that.
+address() {
+    local pid=$1 log=$2 found
+    local until=$((SECONDS + 30))
+    while [ "$SECONDS" -lt "$until" ]; do
+        found=$(sed -n 's/.*listens on \([^ ,]*\).*/\1/p' "$log")
+        if [ -n "$found" ]; then
+            echo "$found"
+            return
+        fi
+        kill -0 "$pid" 2>/dev/null || break
+        sleep 0.05
+    done
+    echo "it did not say where it listens:" >&2
+    cat "$log" >&2
+    return 1
+}
+
+# stop PID: asks the process to stop, and returns its exit code. For this shell, not a subshell of it.
+stop() {
+    local pid=$1 until=$((SECONDS + 30))
+    kill -TERM "$pid"
+    while kill -0 "$pid" 2>/dev/null; do
+        [ "$SECONDS" -lt "$until" ] || kill -KILL "$pid"
+        sleep 0.05
+    done
+    wait "$pid"
+}
+
+# ---- A server, and both clients -------------------------------------------------------------
+
+# A ring of its own: it neither looks for others on this machine nor lets itself be found.
+"$binaries/storeserver" --memory --listen 127.9.8.7:0 --bootstrap --ring "clients-test-$$" 2>"$work/logs/storeserver" &
+server=$!
+pids+=("$server")
+at=$(address "$server" "$work/logs/storeserver")
+
+# It listens a moment before it serves: until then, nothing is done.
+until_ready=$((SECONDS + 30)) code=0
+while [ "$SECONDS" -lt "$until_ready" ]; do
+    code=0
+    node_client "$at" get nothing 2>"$work/logs/stderr" || code=$?
+    [ "$code" -eq 3 ] || break
+    sleep 0.05
+done
+[ "$code" -eq 1 ] || { cat "$work/logs/stderr" >&2; exit 1; }
+
+for client in python routing node; do
+    run=${client}_client
+    check "$client: get of what is missing" 1 '' "$run" "$at" get "$client key"
+    check "$client: put" 0 '' "$run" "$at" put "$client key" 'a value: Größe 5'
+    check "$client: get" 0 'a value: Größe 5' "$run" "$at" get "$client key"
+    check "$client: put once more" 0 '' "$run" "$at" put "$client key" ''
+    check "$client: get of nothing" 0 '' "$run" "$at" get "$client key"
+    check "$client: del" 0 '' "$run" "$at" del "$client key"
+    check "$client: get of what was deleted" 1 '' "$run" "$at" get "$client key"
+    check "$client: del once more" 0 '' "$run" "$at" del "$client key"
+    check "$client: a key that is refused" 2 '' "$run" "$at" get ''
+    check "$client: no command" 2 '' "$run" "$at"
+    check "$client: no value" 2 '' "$run" "$at" put key
+    check "$client: no node" 3 '' "$run" 127.9.8.7:1 get key
+done
+
+check 'put by Python' 0 '' python_client "$at" put 'ключ/1' 'by Python 鍵'
+check 'get by Node' 0 'by Python 鍵' node_client "$at" get 'ключ/1'
+check 'put by Node' 0 '' node_client "$at" put 'ключ/1' 'by Node 鍵'
+check 'get by Python' 0 'by Node 鍵' python_client "$at" get 'ключ/1'
+check 'get by the owner' 0 'by Node 鍵' routing_client "$at" get 'ключ/1'
+check 'del by Node' 0 '' node_client "$at" del 'ключ/1'
+check 'get of what Node deleted' 1 '' python_client "$at" get 'ключ/1'
+
+check 'the routing test' 0 '' "$python" "$here/python/test_routing.py" "$at"
+
+# ---- What failures mean ---------------------------------------------------------------------
+
+"$python" "$here/python/faulty.py" >"$work/logs/faulty" 2>&1 &
+faulty=$!
+pids+=("$faulty")
+faulty_at=$(address "$faulty" "$work/logs/faulty")
+
+for client in python node; do
+    run=${client}_client
+    for write in 'put KEY value' 'del KEY'; do
+        for case in UNAVAILABLE+RetryInfo:3 UNAVAILABLE:5 ABORTED:5 DEADLINE_EXCEEDED:5 INTERNAL:5 \
+            RESOURCE_EXHAUSTED:3 INVALID_ARGUMENT:2 UNIMPLEMENTED:2; do
+            read -ra words <<<"${write/KEY/${case%:*}}"
+            check "$client: ${words[*]}" "${case#*:}" '' "$run" "$faulty_at" "${words[@]}"
+        done
+    done
+    for case in UNAVAILABLE:3 DEADLINE_EXCEEDED:3 NOT_FOUND:1; do
+        check "$client: get ${case%:*}" "${case#*:}" '' "$run" "$faulty_at" get "${case%:*}"
+    done
+done
+
+# ---- The end --------------------------------------------------------------------------------
+
+code=0
+stop "$server" || code=$?
+check 'the server stops' 0 '' test "$code" -eq 0
+for client in python node; do
+    check "$client: the server is gone" 3 '' "${client}_client" "$at" put key value
+done

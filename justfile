@@ -1,0 +1,38 @@
+# What one does with this project. `just` lists it.
+
+default:
+    @just --list
+
+# All that has to pass before a change lands.
+ci:
+    bash .ci/run
+
+# The tests, without the stories with real processes.
+test:
+    cargo test --lib
+
+# The stories: real binaries, real signals.
+stories:
+    cargo test --test it
+
+# Simulate many rings: `just simulate 20000 0`.
+simulate seeds="20000" first="0":
+    THRIFTY_SIM_SEEDS={{seeds}} THRIFTY_SIM_FIRST_SEED={{first}} \
+        cargo test --release --no-default-features --test sim -- --nocapture --skip mutant
+
+# How many seeds it takes to find each planted bug.
+mutants seeds="3000":
+    THRIFTY_SIM_MUTANT_SEEDS={{seeds}} \
+        cargo test --release --no-default-features --features mutants --test sim -- --nocapture mutant
+
+# What the pure layers cost.
+bench:
+    cargo bench --bench core
+
+# The binaries as they are packaged.
+dist:
+    cargo build --profile dist --bins
+
+# A ring of three against one node and against a server that does nothing.
+compare:
+    bash benches/compare.sh

@@ -1,0 +1,3 @@
+//! The store over plain HTTP, on the same port as gRPC.
+
+pub mod native;

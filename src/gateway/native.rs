@@ -1,0 +1,156 @@
+//! Keys and values for whoever has nothing but HTTP: raw bytes under `/v1/kv/KEY`.
+//!
+//! | request | answer |
+//! | --- | --- |
+//! | `GET /v1/kv/KEY` | 200 with the value, its type and its version as ETag; 404 |
+//! | `PUT /v1/kv/KEY`, `POST` | 204 with the version as ETag |
+//! | `DELETE /v1/kv/KEY` | 204 |
+//! | `GET /livez`, `/readyz` | 200; `/readyz` 503 until the node is part of a ring |
+//!
+//! `?consistency=one|quorum|all` says how many owners must answer. Keys are percent-encoded. An
+//! outcome that is unknown is 504, "nothing was done" is 503 with Retry-After.
+//!
+//! Every request must name a host that is an IP address or `localhost`, and none may come from a
+//! web page of another origin: a page in somebody's browser must not write to a node on his
+//! machine.
+
+use crate::core::record::MAX_VALUE_BYTES;
+use crate::store::Store;
+use crate::wire::convert;
+use crate::wire::status;
+use crate::wire::store::{Consistency, DeleteRequest, GetRequest, Options, PutRequest};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+use tonic::{Code, Status};
+
+/// How long a request may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The routes of a store.
+pub fn routes(store: Store) -> Router {
+    Router::new()
+        .route("/v1/kv/{*key}", get(read).put(write).post(write).delete(remove))
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .layer(DefaultBodyLimit::max(MAX_VALUE_BYTES))
+        .layer(middleware::from_fn(only_local_pages))
+        .with_state(store)
+}
+
+/// A gRPC status as an HTTP one.
+struct Failed(Status);
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let code = match self.0.code() {
+            Code::NotFound => StatusCode::NOT_FOUND,
+            Code::InvalidArgument => StatusCode::BAD_REQUEST,
+            Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+            Code::Unavailable if status::nothing_done(&self.0) => StatusCode::SERVICE_UNAVAILABLE,
+            Code::Aborted | Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let mut response = (code, format!("{}\n", self.0.message())).into_response();
+        if code == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+fn options(query: &HashMap<String, String>) -> Result<Option<Options>, Failed> {
+    let consistency = match query.get("consistency").map(String::as_str) {
+        None | Some("quorum") => Consistency::Quorum,
+        Some("one") => Consistency::One,
+        Some("all") => Consistency::All,
+        Some(_) => return Err(Failed(Status::invalid_argument("consistency is one, quorum or all"))),
+    };
+    Ok(Some(Options { consistency: consistency.into(), fallback_to_one: false }))
+}
+
+type Asked = (State<Store>, Path<String>, Query<HashMap<String, String>>);
+
+async fn read((State(store), Path(key), Query(query)): Asked) -> Result<Response, Failed> {
+    let request = GetRequest { key: key.into(), options: options(&query)? };
+    let found = store.get(request, TIMEOUT).await.map_err(Failed)?;
+    let kind = if found.content_type.is_empty() { "application/octet-stream" } else { &found.content_type };
+    Ok(([(header::CONTENT_TYPE, kind.to_owned()), etag(found.version)], found.value).into_response())
+}
+
+async fn write(
+    (State(store), Path(key), Query(query)): Asked,
+    headers: HeaderMap,
+    value: Bytes,
+) -> Result<Response, Failed> {
+    let content_type =
+        headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let request = PutRequest { key: key.into(), value, options: options(&query)?, content_type };
+    let written = store.put(request, TIMEOUT).await.map_err(Failed)?;
+    Ok((StatusCode::NO_CONTENT, [etag(written.version)]).into_response())
+}
+
+async fn remove((State(store), Path(key), Query(query)): Asked) -> Result<Response, Failed> {
+    let request = DeleteRequest { key: key.into(), options: options(&query)? };
+    store.delete(request, TIMEOUT).await.map_err(Failed)?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn ready(State(store): State<Store>) -> Response {
+    match store.is_ready() {
+        true => "ok\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not yet part of a ring\n").into_response(),
+    }
+}
+
+fn etag(version: Option<crate::wire::store::Version>) -> (HeaderName, String) {
+    (header::ETAG, format!("\"{}\"", convert::version(version)))
+}
+
+/// Whether the host that a request names can't be a web site's: else a page could reach this node
+/// by having its own name point here.
+fn host_is_local(host: &str) -> bool {
+    let name =
+        host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+}
+
+fn is_local(request: &Request) -> bool {
+    let text = |name: HeaderName| request.headers().get(name).map(|v| v.to_str().unwrap_or("?"));
+    let host =
+        text(header::HOST).or_else(|| request.uri().authority().map(|a| a.as_str())).unwrap_or_default();
+    let same_origin = |origin: &str| origin.split_once("://").is_some_and(|(_, of)| of == host);
+    host_is_local(host) && text(header::ORIGIN).is_none_or(same_origin)
+}
+
+async fn only_local_pages(request: Request, next: Next) -> Response {
+    match is_local(&request) {
+        true => next.run(request).await,
+        false => {
+            (StatusCode::FORBIDDEN, "requests of web pages of other origins are refused\n").into_response()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_and_localhost_are_local() {
+        for good in ["localhost", "localhost:9900", "127.0.0.1:9900", "[::1]:9900", "10.0.0.7"] {
+            assert!(host_is_local(good), "{good}");
+        }
+        for bad in ["", "evil.example", "evil.example:9900", "127.0.0.1.evil.example"] {
+            assert!(!host_is_local(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,526 @@
+//! What every story needs: a place of its own, real processes in it, and patience.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use thrifty::client::{Client, ClientConfig};
+use thrifty::core::layout::Layout;
+use thrifty::core::node::Address;
+use thrifty::wire::channel;
+use thrifty::wire::convert;
+use thrifty::wire::location::location_client::LocationClient;
+use thrifty::wire::location::{GetLayoutRequest, NodeState, StatusRequest, StatusResponse};
+use tokio::runtime::Runtime;
+
+/// How long a condition may take to come about: far more than it needs, so that a slow machine
+/// fails no test.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a condition is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How long one question to a node may take.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The number that the protocol gives to the phase in which nothing moves.
+const STABLE: i32 = convert_phase_stable();
+
+const fn convert_phase_stable() -> i32 {
+    thrifty::wire::location::Phase::Stable as i32
+}
+
+/// Looks until there is something to see.
+#[track_caller]
+pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < end, "waited {PATIENCE:?} in vain: {what}");
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn program(name: &str) -> &'static str {
+    match name {
+        "storeserver" => env!("CARGO_BIN_EXE_storeserver"),
+        "location" => env!("CARGO_BIN_EXE_location"),
+        "storeput" => env!("CARGO_BIN_EXE_storeput"),
+        "storeget" => env!("CARGO_BIN_EXE_storeget"),
+        "storectl" => env!("CARGO_BIN_EXE_storectl"),
+        _ => panic!("no program is called {name}"),
+    }
+}
+
+/// A program about to be started in a folder. What the tester's own shell says of rings must not
+/// reach it.
+fn command(name: &str, folder: &Path) -> Command {
+    let mut command = Command::new(program(name));
+    command.current_dir(folder);
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("THRIFTY_") {
+            command.env_remove(variable);
+        }
+    }
+    command
+}
+
+/// The exclusive use of the ports that programs choose by themselves, among the threads of this
+/// process and among processes: nextest runs each test in one.
+struct Alone {
+    _process: MutexGuard<'static, ()>,
+    _machine: File,
+}
+
+impl Alone {
+    fn new() -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let process = lock(&TURN);
+        let machine = File::create(std::env::temp_dir().join("thrifty-it-ports.lock")).unwrap();
+        machine.lock().unwrap();
+        until("somebody else's programs use ports 9900 to 9925, which these stories need: stop them", || {
+            channel::LOOPBACK_PORTS
+                .into_iter()
+                .all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+                .then_some(())
+        });
+        Alone { _process: process, _machine: machine }
+    }
+}
+
+/// What a program said on stderr.
+#[derive(Default)]
+struct Log {
+    name: String,
+    text: Mutex<String>,
+}
+
+/// The place where a story happens.
+pub(crate) struct Rig {
+    folder: TempDir,
+    ip: Ipv4Addr,
+    ring: String,
+    logs: Mutex<Vec<Arc<Log>>>,
+    alone: Option<Alone>,
+    runtime: Runtime,
+}
+
+impl Rig {
+    /// A place of its own, side by side with others.
+    pub(crate) fn new() -> Self {
+        Rig::with(None)
+    }
+
+    /// The place that programs choose which are given no flags. Only one story at a time has it.
+    pub(crate) fn without_flags() -> Self {
+        Rig::with(Some(Alone::new()))
+    }
+
+    fn with(alone: Option<Alone>) -> Self {
+        static COUNT: AtomicU8 = AtomicU8::new(2);
+        // Any address of 127.0.0.0/8 is this machine. The system gives out no port of another one,
+        // so a node that comes back finds its port free.
+        let [_, _, high, low] = std::process::id().to_be_bytes();
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let ip = Ipv4Addr::new(127, high, low, count);
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        Rig {
+            folder: tempfile::tempdir().unwrap(),
+            ip,
+            ring: format!("ring-{}-{count}", std::process::id()),
+            logs: Mutex::default(),
+            alone,
+            runtime,
+        }
+    }
+
+    /// The folder in which everything happens.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The ring's name.
+    pub(crate) fn ring(&self) -> &str {
+        &self.ring
+    }
+
+    /// Some port of this place.
+    pub(crate) fn any_port(&self) -> String {
+        format!("{}:0", self.ip)
+    }
+
+    /// Runs something asynchronous to its end.
+    pub(crate) fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
+    /// Where something asynchronous runs beside the story.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Starts a server with just these arguments.
+    pub(crate) fn spawn(&self, name: &str, arguments: &[&str]) -> Node<'_> {
+        let mut command = command(name, self.folder());
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let number = lock(&self.logs).len() + 1;
+        let log = Arc::new(Log {
+            name: format!("{name} {} (no. {number})", arguments.join(" ")),
+            ..Log::default()
+        });
+        lock(&self.logs).push(log.clone());
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let reader = {
+            let log = log.clone();
+            std::thread::spawn(move || {
+                for line in stderr.lines().map_while(Result::ok) {
+                    lock(&log.text).push_str(&format!("{line}\n"));
+                }
+            })
+        };
+        Node { rig: self, child, log, reader: Some(reader), ended: None }
+    }
+
+    /// Starts a server without flags, as far as `arguments` has none.
+    pub(crate) fn plain(&self, name: &str, arguments: &[&str]) -> Node<'_> {
+        assert!(self.alone.is_some(), "a program without flags needs a place to itself");
+        self.spawn(name, arguments)
+    }
+
+    /// Starts a store's node in this place, with its data in a folder of this name.
+    pub(crate) fn node(&self, name: &str, listen: &str, arguments: &[&str]) -> Node<'_> {
+        let data = self.data(name);
+        let mut all = vec!["--listen", listen, "--ring", &self.ring];
+        if !arguments.contains(&"--memory") {
+            all.extend(["--data-dir", data.to_str().unwrap()]);
+        }
+        all.extend(arguments);
+        self.spawn("storeserver", &all)
+    }
+
+    /// The folder of the node of this name.
+    pub(crate) fn data(&self, name: &str) -> PathBuf {
+        self.folder().join(name)
+    }
+
+    /// Makes a ring of one.
+    pub(crate) fn first(&self) -> Node<'_> {
+        self.node("1", &self.any_port(), &["--bootstrap"])
+    }
+
+    /// Starts a node that joins the ring of another.
+    pub(crate) fn join(&self, name: &str, peer: &str) -> Node<'_> {
+        self.node(name, &self.any_port(), &["--peer", peer])
+    }
+
+    /// A settled ring of nodes named "1" and so on.
+    pub(crate) fn ring_of(&self, count: usize) -> Vec<Node<'_>> {
+        let first = self.first();
+        let peer = first.address();
+        let mut nodes = vec![first];
+        nodes.extend((2..=count).map(|name| self.join(&name.to_string(), &peer)));
+        self.settled(&nodes);
+        nodes
+    }
+
+    /// Runs a tool to its end.
+    pub(crate) fn tool(&self, name: &str, arguments: &[&str]) -> Ran {
+        self.tool_fed(name, arguments, b"")
+    }
+
+    /// Runs a tool to its end, with this on its stdin.
+    pub(crate) fn tool_fed(&self, name: &str, arguments: &[&str], stdin: &[u8]) -> Ran {
+        let mut command = command(name, self.folder());
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A tool that has read enough closes its end, and is right to.
+        let _closed_early = child.stdin.take().unwrap().write_all(stdin);
+        let output = child.wait_with_output().unwrap();
+        let ran = Ran {
+            what: format!("{name} {}", arguments.join(" ").chars().take(200).collect::<String>()),
+            code: output.status.code(),
+            stdout: output.stdout,
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        };
+        assert!(!ran.stderr.contains("panicked"), "{ran:?}");
+        ran
+    }
+
+    /// A client at QUORUM that starts from these addresses.
+    pub(crate) fn client(&self, seeds: &[String]) -> Client {
+        self.client_with(seeds, ClientConfig { timeout: Duration::from_secs(5), ..ClientConfig::default() })
+    }
+
+    /// A client that starts from these addresses.
+    pub(crate) fn client_with(&self, seeds: &[String], config: ClientConfig) -> Client {
+        let seeds: Vec<Address> = seeds.iter().map(|seed| seed.parse().unwrap()).collect();
+        until("a client can connect", || self.wait(Client::connect(seeds.clone(), config.clone())).ok())
+    }
+
+    /// How the ring is doing, as the node at an address has it; `None` if it doesn't say.
+    pub(crate) fn status(&self, address: &str) -> Option<StatusResponse> {
+        self.wait(async {
+            let mut client = LocationClient::new(channel::lazy(&address.parse().unwrap()));
+            let mut request = tonic::Request::new(StatusRequest { local: false });
+            request.set_timeout(ASK_TIMEOUT);
+            Some(client.status(request).await.ok()?.into_inner())
+        })
+    }
+
+    /// The layout that the node at an address has installed.
+    pub(crate) fn layout(&self, address: &str) -> Option<Layout> {
+        self.wait(async {
+            let client = LocationClient::new(channel::lazy(&address.parse().unwrap()));
+            let mut request = tonic::Request::new(GetLayoutRequest { have_epoch: 0 });
+            request.set_timeout(ASK_TIMEOUT);
+            let answer = client.max_decoding_message_size(4 << 20).get_layout(request).await.ok()?;
+            convert::layout(answer.into_inner().layout?).ok()
+        })
+    }
+
+    /// Waits until these nodes, and no others, are one ring, nothing moves, and each of them knows
+    /// that all are up.
+    #[track_caller]
+    pub(crate) fn settled(&self, nodes: &[Node<'_>]) -> StatusResponse {
+        let addresses: Vec<String> = nodes.iter().map(Node::address).collect();
+        self.settled_at(&addresses)
+    }
+
+    /// See [`Rig::settled`].
+    #[track_caller]
+    pub(crate) fn settled_at(&self, addresses: &[String]) -> StatusResponse {
+        let mut wanted: Vec<&str> = addresses.iter().map(String::as_str).collect();
+        wanted.sort_unstable();
+        let mut last = None;
+        let looks_settled = |address: &String| {
+            let status = self.status(address)?;
+            let mut there: Vec<&str> = status.nodes.iter().map(|node| node.address.as_str()).collect();
+            there.sort_unstable();
+            let up = status.nodes.iter().all(|node| node.state() == NodeState::Up);
+            (status.phase == STABLE && up && there == wanted).then_some(status)
+        };
+        until(&format!("{wanted:?} are one settled ring"), || {
+            let all: Vec<StatusResponse> = addresses.iter().map_while(looks_settled).collect();
+            let agreed = all.iter().all(|s| (s.epoch, &s.ring_id) == (all[0].epoch, &all[0].ring_id));
+            last = all.last().cloned();
+            (all.len() == addresses.len() && agreed).then_some(())
+        });
+        last.unwrap()
+    }
+
+    /// Waits until the node at one address takes another for dead.
+    #[track_caller]
+    pub(crate) fn sees_down(&self, address: &str, gone: &str) {
+        until(&format!("{address} takes {gone} for dead"), || {
+            let status = self.status(address)?;
+            let node = status.nodes.iter().find(|node| node.address == gone)?;
+            (node.state() == NodeState::Down).then_some(())
+        });
+    }
+
+    /// Whether any program has panicked so far.
+    fn panicked(&self) -> Option<String> {
+        let logs = lock(&self.logs);
+        let panicked = logs.iter().find(|log| lock(&log.text).contains("panicked"));
+        panicked.map(|log| format!("{} panicked:\n{}", log.name, lock(&log.text)))
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for log in lock(&self.logs).iter() {
+                println!("--- {}\n{}", log.name, lock(&log.text));
+            }
+        } else if let Some(panicked) = self.panicked() {
+            panic!("{panicked}");
+        }
+    }
+}
+
+/// A server process, which ends with this at the latest.
+pub(crate) struct Node<'r> {
+    rig: &'r Rig,
+    child: Child,
+    log: Arc<Log>,
+    reader: Option<JoinHandle<()>>,
+    ended: Option<ExitStatus>,
+}
+
+impl Node<'_> {
+    /// What it has said on stderr so far.
+    pub(crate) fn stderr(&self) -> String {
+        lock(&self.log.text).clone()
+    }
+
+    /// Waits until it has said this.
+    #[track_caller]
+    pub(crate) fn says(&mut self, text: &str) {
+        until(&format!("{} says {text:?}", self.log.name), || {
+            if self.stderr().contains(text) {
+                return Some(());
+            }
+            if let Some(status) = self.try_end() {
+                assert!(self.stderr().contains(text), "it ended ({status}) without saying {text:?}");
+            }
+            None
+        });
+    }
+
+    /// The line in which it says who it is and where.
+    #[track_caller]
+    fn greeting(&self) -> (String, String) {
+        until(&format!("{} says where it listens", self.log.name), || {
+            let stderr = self.stderr();
+            let line = stderr.lines().find(|line| line.contains(" listens on "))?;
+            let (id, rest) = line.strip_prefix("node ")?.split_once(" listens on ")?;
+            Some((id.to_owned(), rest.split_once(',')?.0.to_owned()))
+        })
+    }
+
+    /// Where it listens.
+    #[track_caller]
+    pub(crate) fn address(&self) -> String {
+        self.greeting().1
+    }
+
+    /// The first digits of its id.
+    #[track_caller]
+    pub(crate) fn id(&self) -> String {
+        self.greeting().0
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal, by the name that `kill` has for it.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        assert!(sent.unwrap().success(), "{name} could not be sent to {}", self.log.name);
+    }
+
+    /// Ctrl-C.
+    pub(crate) fn interrupt(&self) {
+        self.signal("INT");
+    }
+
+    /// kill -9. It is dead on return.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.end();
+    }
+
+    fn try_end(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().unwrap();
+        }
+        if self.ended.is_some()
+            && let Some(reader) = self.reader.take()
+        {
+            reader.join().unwrap();
+        }
+        self.ended
+    }
+
+    /// Waits until it has ended, and returns its exit code; `None` if it was killed.
+    #[track_caller]
+    pub(crate) fn end(&mut self) -> Option<i32> {
+        until(&format!("{} ends", self.log.name), || self.try_end()).code()
+    }
+
+    /// Waits until it ends of itself, well, and not because of an error.
+    #[track_caller]
+    pub(crate) fn ends_well(&mut self) {
+        let code = self.end();
+        assert_eq!(code, Some(0), "{} ended with {code:?}:\n{}", self.log.name, self.stderr());
+    }
+
+    /// Has it stop without leaving the ring, and waits until it has.
+    #[track_caller]
+    pub(crate) fn stop(&mut self) {
+        self.rig.tool("storectl", &["--peer", &self.address(), "shutdown"]).silent();
+        self.ends_well();
+    }
+
+    /// Kills it if it still runs, and starts the node of this name again at the same address.
+    pub(crate) fn start_again(self, name: &str) -> Self {
+        let (rig, address) = (self.rig, self.address());
+        drop(self);
+        rig.node(name, &address, &[])
+    }
+}
+
+impl Drop for Node<'_> {
+    fn drop(&mut self) {
+        if self.try_end().is_none() {
+            let _gone_already = self.child.kill();
+            let _reaped = self.child.wait();
+        }
+    }
+}
+
+/// How a tool ended.
+pub(crate) struct Ran {
+    what: String,
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: String,
+}
+
+impl Debug for Ran {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Ran { what, code, stderr, .. } = self;
+        let stdout = String::from_utf8_lossy(&self.stdout);
+        write!(f, "`{what}` ended with {code:?}\nstdout: {stdout:?}\nstderr: {stderr:?}")
+    }
+}
+
+impl Ran {
+    /// It went well: what it printed.
+    #[track_caller]
+    pub(crate) fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        String::from_utf8(self.stdout).unwrap()
+    }
+
+    /// It went well and had nothing to remark.
+    #[track_caller]
+    pub(crate) fn silent(self) -> String {
+        assert_eq!(self.stderr, "", "{self:?}");
+        self.ok()
+    }
+
+    /// It went well: what it printed, as JSON.
+    #[track_caller]
+    pub(crate) fn json(self) -> serde_json::Value {
+        serde_json::from_str(&self.ok()).unwrap()
+    }
+
+    /// It failed with this code, nothing on stdout, and one line on stderr that says all of this.
+    #[track_caller]
+    pub(crate) fn fails(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        assert_eq!(self.stdout, b"", "{self:?}");
+        assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} is missing: {self:?}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Nodes that come and go as they should, under a writer and a reader that never stop.
+
+use crate::load::Load;
+use crate::rig::{Node, Rig, until};
+use thrifty::core::layout::Phase;
+
+#[track_caller]
+fn balanced(rig: &Rig, nodes: &[Node<'_>]) {
+    let status = rig.settled(nodes);
+    let shares: Vec<u32> = status.nodes.iter().map(|node| node.segments).collect();
+    assert!(shares.iter().max().unwrap() - shares.iter().min().unwrap() <= 1, "{shares:?}");
+    let owners = nodes.len().min(3) as u32 * status.segments;
+    assert_eq!(shares.iter().sum::<u32>(), owners, "{shares:?}");
+}
+
+fn addresses(nodes: &[Node<'_>]) -> Vec<String> {
+    nodes.iter().map(Node::address).collect()
+}
+
+/// The position of the claimant, which drives every change: of the living it has the lowest id.
+fn claimant(nodes: &[Node<'_>]) -> usize {
+    (0..nodes.len()).min_by_key(|at| nodes[*at].id()).unwrap()
+}
+
+#[test]
+fn ctrl_c_hands_everything_over_whoever_it_hits_down_to_the_last_node() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(4);
+    let load = Load::start(&rig, &addresses(&nodes));
+    // First the claimant, then who started first of the rest, then the last.
+    while nodes.len() > 1 {
+        let victim = match nodes.len() {
+            4 => claimant(&nodes),
+            3 => 0,
+            _ => nodes.len() - 1,
+        };
+        let mut leaver = nodes.remove(victim);
+        leaver.interrupt();
+        leaver.ends_well();
+        assert!(leaver.stderr().contains("\nleft\n"), "{}", leaver.stderr());
+        balanced(&rig, &nodes);
+        load.goes_on(100);
+    }
+    let ledger = load.finish(&rig);
+    ledger.nothing_failed();
+    ledger.nothing_missing(&rig, &addresses(&nodes));
+    nodes[0].interrupt();
+    nodes[0].ends_well();
+}
+
+#[test]
+fn who_is_told_to_leave_by_storectl_hands_over_and_may_come_back() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(3);
+    let peer = nodes[0].address();
+    rig.tool("storectl", &["--peer", &peer, "prime"]).silent();
+    let mut leaver = nodes.remove(1);
+    rig.tool("storectl", &["--peer", &peer, "leave", &leaver.id()]).silent();
+    leaver.ends_well();
+    balanced(&rig, &nodes);
+    // Its directory remembers the ring, and that it is no member any more.
+    let (old, address) = (leaver.id(), leaver.address());
+    drop(leaver);
+    let back = rig.node("2", &address, &["--peer", &peer]);
+    assert_ne!(back.id(), old);
+    nodes.push(back);
+    balanced(&rig, &nodes);
+    assert_eq!(rig.tool("storeget", &["--peer", &address, "Z"]).silent(), "Zulu");
+}
+
+#[test]
+fn storectl_shutdown_stops_a_node_that_stays_a_member() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(3);
+    let epoch = rig.settled(&nodes).epoch;
+    let peer = nodes[0].address();
+    let mut stopped = nodes.remove(2);
+    let (id, address) = (stopped.id(), stopped.address());
+    rig.tool("storectl", &["--peer", &peer, "shutdown", &address]).silent();
+    stopped.ends_well();
+    assert!(stopped.stderr().contains("\nstopped\n"), "{}", stopped.stderr());
+    nodes.push(stopped.start_again("3"));
+    assert_eq!((nodes[2].id(), rig.settled(&nodes).epoch), (id, epoch));
+}
+
+#[test]
+fn two_joins_at_once() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(3);
+    let load = Load::start(&rig, &addresses(&nodes));
+    let (third, first) = (nodes[2].address(), nodes[0].address());
+    nodes.extend([rig.join("4", &third), rig.join("5", &first)]);
+    balanced(&rig, &nodes);
+    let ledger = load.finish(&rig);
+    ledger.nothing_failed();
+    ledger.nothing_missing(&rig, &addresses(&nodes));
+}
+
+#[test]
+fn join_and_leave_at_once() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(3);
+    let load = Load::start(&rig, &addresses(&nodes));
+    let mut leaver = nodes.remove(0);
+    leaver.interrupt();
+    nodes.push(rig.join("4", &nodes[0].address()));
+    leaver.ends_well();
+    balanced(&rig, &nodes);
+    let ledger = load.finish(&rig);
+    ledger.nothing_failed();
+    ledger.nothing_missing(&rig, &addresses(&nodes));
+}
+
+#[test]
+fn who_leaves_in_the_middle_of_a_join_leaves_after_it() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(3);
+    let load = Load::start(&rig, &addresses(&nodes));
+    let peer = nodes[1].address();
+    nodes.push(rig.join("4", &peer));
+    until("the ring begins to change", || {
+        rig.layout(&peer).filter(|l| l.members.len() == 4 || l.phase != Phase::Stable)
+    });
+    let mut leaver = nodes.remove(0);
+    leaver.interrupt();
+    leaver.ends_well();
+    balanced(&rig, &nodes);
+    let ledger = load.finish(&rig);
+    ledger.nothing_failed();
+    ledger.nothing_missing(&rig, &addresses(&nodes));
+}
