@@ -503,7 +503,7 @@ impl Agent {
         let Some(address) = self.location.address_of(to) else { return };
         let (location, sender) = (self.location.clone(), self.sender());
         tokio::spawn(async move {
-            let event = match location.shared.peers.send(&address, sender, message).await {
+            let event = match location.shared.peers.send(to, &address, sender, message).await {
                 Ok(Reply { message: Some(message), .. }) => Event::Message(to, message, None),
                 Ok(Reply { message: None, epoch }) => Event::Met(to, epoch),
                 // Whatever it was about is repeated by ticks.

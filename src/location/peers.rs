@@ -81,8 +81,15 @@ impl Peers {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// Sends one of the membership's messages, and brings back what it is answered.
-    pub async fn send(&self, address: &Address, sender: Sender, message: Message) -> Result<Reply, Status> {
+    /// Sends one of the membership's messages to a node, and brings back what that very node
+    /// answers: a vote must never count for whoever lived at the address before.
+    pub async fn send(
+        &self,
+        to: NodeId,
+        address: &Address,
+        sender: Sender,
+        message: Message,
+    ) -> Result<Reply, Status> {
         let mut client = self.client(address);
         let (from, ring_id) = (id_bytes(sender.me.0), id_bytes(sender.ring.0));
         let gossip = GossipRequest {
@@ -96,6 +103,7 @@ impl Peers {
                 let ballot_sent = Some(convert::ballot_to(ballot));
                 let prepare = PrepareRequest { from, ring_id, target, ballot: ballot_sent };
                 let answer = client.prepare(request(prepare)).await?.into_inner();
+                meant(to, &answer.from)?;
                 let message = if let Some(promise) = answer.promise {
                     let accepted = convert::accepted(promise.accepted).map_err(malformed)?;
                     let down = promise.down.iter().map(|id| convert::node_id(id)).collect::<Result<_, _>>();
@@ -110,6 +118,7 @@ impl Peers {
                 let layout = Some(convert::layout_to(&layout));
                 let accept = AcceptRequest { from, ballot: Some(convert::ballot_to(ballot)), layout };
                 let answer = client.accept(request(accept)).await?.into_inner();
+                meant(to, &answer.from)?;
                 let message = match answer.accepted {
                     true => Some(Message::Accepted { target, ballot }),
                     false => refused(target, answer.refused)?,
@@ -177,6 +186,13 @@ impl Peers {
     pub async fn join(&self, address: &Address, join: JoinRequest) -> Result<Layout, Status> {
         let layout = self.client(address).join(request(join)).await?.into_inner().layout;
         convert::layout(layout.ok_or_else(|| malformed("no layout"))?).map_err(malformed)
+    }
+}
+
+fn meant(to: NodeId, from: &[u8]) -> Result<(), Status> {
+    match convert::node_id(from) {
+        Ok(from) if from == to => Ok(()),
+        _ => Err(malformed("another node answers at this address")),
     }
 }
 

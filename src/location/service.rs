@@ -82,6 +82,10 @@ impl Service {
             .map_err(|_error| status::unavailable("this node is stopping"))
     }
 
+    fn me_bytes(&self) -> bytes::Bytes {
+        id_bytes(self.location.me().0)
+    }
+
     /// Puts a message to the agent and waits for its answer.
     async fn ask(&self, from: NodeId, message: Message) -> Result<Reply, Status> {
         let (reply, answer) = oneshot::channel();
@@ -449,7 +453,8 @@ impl LocationPeer for Service {
         let from = convert::node_id(&request.from)?;
         let ballot = convert::ballot(request.ballot)?;
         let reply = self.ask(from, Message::Prepare { target: request.target, ballot }).await?;
-        let mut response = pb::PrepareResponse { epoch: reply.epoch, promise: None, refused: None };
+        let mut response =
+            pb::PrepareResponse { epoch: reply.epoch, promise: None, refused: None, from: self.me_bytes() };
         match reply.message {
             Some(Message::Promise { accepted, down, .. }) => {
                 response.promise = Some(pb::Promise {
@@ -478,7 +483,7 @@ impl LocationPeer for Service {
             _ => None,
         };
         let accepted = matches!(reply.message, Some(Message::Accepted { .. }));
-        Ok(Response::new(pb::AcceptResponse { epoch: reply.epoch, accepted, refused }))
+        Ok(Response::new(pb::AcceptResponse { epoch: reply.epoch, accepted, refused, from: self.me_bytes() }))
     }
 
     async fn install(

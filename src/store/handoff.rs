@@ -194,6 +194,7 @@ async fn pull(
         ring_id: id_bytes(layout.ring.0),
         from: id_bytes(location.me().0),
         segments: digests(store, layout.epoch, segments)?,
+        to: id_bytes(source.0),
     };
     let late = |_| Status::deadline_exceeded("no page came in time");
     let mut client = client(&address);
@@ -357,6 +358,7 @@ async fn offer_to(
         ring_id: id_bytes(layout.ring.0),
         from: id_bytes(location.me().0),
         segments: digests(store, layout.epoch, segments)?,
+        to: id_bytes(heir.0),
     };
     let mut compare = Request::new(compare);
     compare.set_timeout(COMPARE_TIMEOUT);

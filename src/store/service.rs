@@ -100,7 +100,8 @@ impl StorePeer for Service {
         tokio::spawn(async move {
             let served = async {
                 let hello = frames.message().await?.and_then(|frame| frame.hello);
-                let from = store.greeted(hello.ok_or(Malformed::Missing("the link's hello"))?)?;
+                let hello = hello.ok_or(Malformed::Missing("the link's hello"))?;
+                let from = store.greeted(&hello.from, &hello.to, &hello.ring_id)?;
                 while let Some(frame) = frames.message().await? {
                     for question in frame.questions {
                         store.answer(from, question, &sender).await?;
@@ -122,7 +123,7 @@ impl StorePeer for Service {
         request: Request<pb::PullSegmentRequest>,
     ) -> Result<Response<Self::PullSegmentStream>, Status> {
         let request = request.into_inner();
-        let from = self.store.same_ring(&request.from, &request.ring_id)?;
+        let from = self.store.greeted(&request.from, &request.to, &request.ring_id)?;
         self.store.reach(from, request.epoch).await?;
         handoff::serve(self.store.clone(), request).map(Response::new)
     }
@@ -132,7 +133,7 @@ impl StorePeer for Service {
         request: Request<pb::CompareDigestsRequest>,
     ) -> Result<Response<pb::CompareDigestsResponse>, Status> {
         let request = request.into_inner();
-        let from = self.store.same_ring(&request.from, &request.ring_id)?;
+        let from = self.store.greeted(&request.from, &request.to, &request.ring_id)?;
         self.store.reach(from, request.epoch).await?;
         let mut differing = Vec::new();
         for asked in request.segments {
@@ -152,15 +153,11 @@ impl StorePeer for Service {
 }
 
 impl Store {
-    /// Who opens a link, if he means this node in this ring.
-    fn greeted(&self, hello: pb::LinkHello) -> Result<NodeId, Status> {
-        if convert::node_id(&hello.to)? != self.location().me() {
+    /// Who asks, if he means this node in this ring.
+    fn greeted(&self, from: &[u8], to: &[u8], ring_id: &[u8]) -> Result<NodeId, Status> {
+        if convert::node_id(to)? != self.location().me() {
             return Err(Status::failed_precondition("this address belongs to another node by now"));
         }
-        self.same_ring(&hello.from, &hello.ring_id)
-    }
-
-    fn same_ring(&self, from: &[u8], ring_id: &[u8]) -> Result<NodeId, Status> {
         let layout = self.layout()?;
         if convert::ring_id(ring_id)? != layout.ring {
             return Err(Status::failed_precondition(format!(

@@ -17,7 +17,7 @@ use thrifty::core::node::Address;
 use thrifty::wire::channel;
 use thrifty::wire::convert;
 use thrifty::wire::location::location_client::LocationClient;
-use thrifty::wire::location::{GetLayoutRequest, NodeState, StatusRequest, StatusResponse};
+use thrifty::wire::location::{GetLayoutRequest, NodeState, Phase, StatusRequest, StatusResponse};
 use tokio::runtime::Runtime;
 
 /// How long a condition may take to come about: far more than it needs, so that a slow machine
@@ -30,13 +30,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How long one question to a node may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The number that the protocol gives to the phase in which nothing moves.
-const STABLE: i32 = convert_phase_stable();
-
-const fn convert_phase_stable() -> i32 {
-    thrifty::wire::location::Phase::Stable as i32
-}
-
 /// Looks until there is something to see.
 #[track_caller]
 pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -48,6 +41,13 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < end, "waited {PATIENCE:?} in vain: {what}");
         std::thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// A node's view of its ring in a line.
+fn summary(status: Option<&StatusResponse>) -> String {
+    let Some(status) = status else { return "nothing".into() };
+    let nodes: Vec<_> = status.nodes.iter().map(|node| format!("{} {:?}", node.address, node.state())).collect();
+    format!("epoch {} {:?}: {}", status.epoch, status.phase(), nodes.join(", "))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -193,7 +193,7 @@ impl Rig {
                 }
             })
         };
-        Node { rig: self, child, log, reader: Some(reader), ended: None }
+        Node { rig: self, name: String::new(), options: Vec::new(), child, log, reader: Some(reader), ended: None }
     }
 
     /// Starts a server without flags, as far as `arguments` has none.
@@ -210,7 +210,10 @@ impl Rig {
             all.extend(["--data-dir", data.to_str().unwrap()]);
         }
         all.extend(arguments);
-        self.spawn("storeserver", &all)
+        let mut node = self.spawn("storeserver", &all);
+        name.clone_into(&mut node.name);
+        node.options = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        node
     }
 
     /// The folder of the node of this name.
@@ -306,21 +309,26 @@ impl Rig {
     pub(crate) fn settled_at(&self, addresses: &[String]) -> StatusResponse {
         let mut wanted: Vec<&str> = addresses.iter().map(String::as_str).collect();
         wanted.sort_unstable();
-        let mut last = None;
-        let looks_settled = |address: &String| {
-            let status = self.status(address)?;
+        let settled = |status: &StatusResponse| {
             let mut there: Vec<&str> = status.nodes.iter().map(|node| node.address.as_str()).collect();
             there.sort_unstable();
             let up = status.nodes.iter().all(|node| node.state() == NodeState::Up);
-            (status.phase == STABLE && up && there == wanted).then_some(status)
+            status.phase() == Phase::Stable && up && there == wanted
         };
-        until(&format!("{wanted:?} are one settled ring"), || {
-            let all: Vec<StatusResponse> = addresses.iter().map_while(looks_settled).collect();
-            let agreed = all.iter().all(|s| (s.epoch, &s.ring_id) == (all[0].epoch, &all[0].ring_id));
-            last = all.last().cloned();
-            (all.len() == addresses.len() && agreed).then_some(())
-        });
-        last.unwrap()
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let all: Vec<_> = addresses.iter().map(|address| self.status(address)).collect();
+            if let Some(all) = all.iter().cloned().collect::<Option<Vec<_>>>()
+                && all.iter().all(|status| settled(status))
+                && all.iter().all(|s| (s.epoch, &s.ring_id) == (all[0].epoch, &all[0].ring_id))
+                && let Some(status) = all.into_iter().next()
+            {
+                return status;
+            }
+            let seen = || addresses.iter().zip(&all).map(|(at, s)| format!("{at} sees {}", summary(s.as_ref())));
+            assert!(Instant::now() < end, "no settled ring: {:#?}", seen().collect::<Vec<_>>());
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
 
     /// Waits until the node at one address takes another for dead.
@@ -356,6 +364,10 @@ impl Drop for Rig {
 /// A server process, which ends with this at the latest.
 pub(crate) struct Node<'r> {
     rig: &'r Rig,
+    /// That of its folder, if it was given one.
+    name: String,
+    /// Those of its arguments that it gets again.
+    options: Vec<String>,
     child: Child,
     log: Arc<Log>,
     reader: Option<JoinHandle<()>>,
@@ -459,11 +471,11 @@ impl Node<'_> {
         self.ends_well();
     }
 
-    /// Kills it if it still runs, and starts the node of this name again at the same address.
-    pub(crate) fn start_again(self, name: &str) -> Self {
-        let (rig, address) = (self.rig, self.address());
+    /// Kills it if it still runs, and starts it again as it was, at the same address.
+    pub(crate) fn start_again(self) -> Self {
+        let (rig, name, address, options) = (self.rig, self.name.clone(), self.address(), self.options.clone());
         drop(self);
-        rig.node(name, &address, &[])
+        rig.node(&name, &address, &options.iter().map(String::as_str).collect::<Vec<_>>())
     }
 }
 

@@ -79,7 +79,7 @@ fn storectl_shutdown_stops_a_node_that_stays_a_member() {
     rig.tool("storectl", &["--peer", &peer, "shutdown", &address]).silent();
     stopped.ends_well();
     assert!(stopped.stderr().contains("\nstopped\n"), "{}", stopped.stderr());
-    nodes.push(stopped.start_again("3"));
+    nodes.push(stopped.start_again());
     assert_eq!((nodes[2].id(), rig.settled(&nodes).epoch), (id, epoch));
 }
 

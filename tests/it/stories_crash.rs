@@ -29,12 +29,12 @@ fn any_one_of_three_is_killed_and_reads_and_writes_go_on() {
     let mut nodes = rig.ring_of(3);
     let load = Load::start(&rig, &addresses(&nodes));
     let epoch = rig.settled(&nodes).epoch;
-    for name in ["1", "2", "3"] {
+    for _ in 0..nodes.len() {
         some_moment(&load);
         let mut victim = nodes.remove(0);
         victim.kill();
         load.goes_on(200);
-        nodes.push(victim.start_again(name));
+        nodes.push(victim.start_again());
         rig.settled(&nodes);
         load.goes_on(20);
     }
@@ -56,7 +56,7 @@ fn a_node_that_was_dead_catches_up_what_is_read() {
         rig.wait(client.put(letter.to_string(), format!("newer {letter}"))).unwrap();
     }
     let dead = nodes.pop().unwrap();
-    nodes.push(dead.start_again("3"));
+    nodes.push(dead.start_again());
     rig.settled(&nodes);
     let config = ClientConfig { consistency: Consistency::All, ..ClientConfig::default() };
     let all = rig.client_with(&addresses(&nodes), config);
@@ -103,11 +103,10 @@ fn killed_in_the_middle_of_a_join(victim: Victim) {
         (layout.members.len() == 4).then_some(layout.phase)
     });
     println!("killing the {victim:?} in phase {}", phase.name());
-    let name = nodes[at].data_name();
     let mut dead = nodes.remove(at);
     dead.kill();
     load.goes_on(200);
-    nodes.push(dead.start_again(&name));
+    nodes.push(dead.start_again());
     rig.settled(&nodes);
     load.goes_on(20);
     let ledger = load.finish(&rig);
@@ -252,9 +251,9 @@ fn of_two_nodes_one_is_killed_and_the_tools_are_content_with_the_other_and_say_s
         assert_eq!((&*strict.stdout, strict.stderr.lines().count()), (&b""[..], 1), "{strict:?}");
     }
     let dead = nodes.pop().unwrap();
-    nodes.push(dead.start_again("2"));
+    nodes.push(dead.start_again());
     rig.settled(&nodes);
     // What only one knew is known to both again once it was read.
     let found = rig.wait(rig.client(&[gone]).get("a")).unwrap().unwrap();
-    assert_ne!(found.value, "apple");
+    assert!(["apricot", "avocado"].iter().any(|newer| found.value == newer), "{found:?}");
 }

@@ -272,7 +272,12 @@ impl Env {
             || of_layouts && self.gossip.is_deaf(to, self.now)
             || asks && self.gossip.is_numb(to, self.now);
         let writes = matches!(packet, Packet::Ask { ask: Ask::Write(_), .. });
-        let lost = self.plan.lost + if writes { self.plan.lost_writes } else { 0 };
+        let brings = matches!(packet, Packet::Membership(Message::Install(_)) | Packet::Layout(_));
+        let lost = match () {
+            () if writes => self.plan.lost + self.plan.lost_writes,
+            () if brings => self.plan.lost + self.plan.lost_layouts,
+            () => self.plan.lost,
+        };
         if !self.healed && (unheard || self.rng.chance(lost)) {
             self.count(Kind::Lost);
             self.note(|| format!("lost {from} -> {to} {packet:?}"));

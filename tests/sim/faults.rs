@@ -87,6 +87,8 @@ pub(crate) struct Plan {
     /// How many in a thousand of those that ask a replica to write are lost besides, so that
     /// replicas differ.
     pub(crate) lost_writes: u64,
+    /// The same of those that bring a layout, so that nodes are at different epochs.
+    pub(crate) lost_layouts: u64,
     /// How many in a thousand come twice.
     pub(crate) doubled: u64,
 
@@ -155,6 +157,7 @@ impl Plan {
             lateness: rng.range(20 * MS, 800 * MS),
             lost: rng.pick(&[0, 5, 20, 100, 200]),
             lost_writes: rng.pick(&[0, 0, 200, 400]),
+            lost_layouts: rng.pick(&[0, 0, 300, 600]),
             doubled: rng.pick(&[0, 0, 10, 50]),
             sync_delay: rng.pick(&[MS, 3 * MS, 10 * MS, 30 * MS]),
             ask_timeout: rng.range(60 * MS, 250 * MS),
@@ -172,7 +175,7 @@ impl Plan {
             suspicion: rng.pick(&[0, 0, 100, 400]),
             weights,
         };
-        match rng.below(4) {
+        match std::env::var("TH").map_or(9, |t| t.parse::<u64>().unwrap()) {
             0 => plan.of_laggards(rng),
             1 => plan.of_newcomers(rng),
             _ => {}
@@ -191,6 +194,7 @@ impl Plan {
         self.delay = 1_000;
         self.lost = rng.pick(&[0, 5]);
         self.lost_writes = rng.pick(&[200, 400]);
+        self.lost_layouts = rng.pick(&[300, 600, 800]);
         self.sync_delay = MS;
         self.raced = 700;
         self.suspicion = rng.pick(&[100, 400]);
@@ -208,7 +212,8 @@ impl Plan {
         self.segments = rng.pick(&[1, 2]);
         self.keys.truncate(3);
         self.skew_ms = 20_000;
-        self.lost_writes = rng.pick(&[300, 600]);
+        self.lost_writes = rng.pick(&[0, 300, 600]);
+        self.lost_layouts = rng.pick(&[0, 300, 600]);
         self.raced = 700;
         self.sync_delay = MS;
         self.churn_every = 500 * MS;
