@@ -512,10 +512,12 @@ impl Client {
         if wanted.is_some_and(|epoch| epoch <= have) {
             return;
         }
+        // Without a wanted epoch something failed: the layout may be the same, but a member may have
+        // moved to another address, which the layout then says.
+        let (have, enough) = wanted.map_or((0, have), |epoch| (have, epoch));
         for address in self.addresses() {
             match fetch_layout(&self.node(&address).channel(), have).await {
-                Ok(Some(layout)) if layout.epoch > have => return self.routes.store(Routes::new(layout)),
-                Ok(_) if wanted.is_none() => return,
+                Ok(Some(layout)) if layout.epoch >= enough => return self.routes.store(Routes::new(layout)),
                 Ok(_) | Err(_) => {}
             }
         }

@@ -4,7 +4,7 @@
 //! sees the other. A seeker makes a ring only if it met no member, no lower seeker, and no lower
 //! seeker met *it*: of all that seek at once, exactly the one with the lowest address does.
 
-use super::{Location, LocationError, Stage};
+use super::{Location, LocationConfig, LocationError, Stage};
 use crate::core::layout::Kind;
 use crate::core::node::Address;
 use crate::news;
@@ -55,8 +55,8 @@ pub struct Seeker<'a> {
     pub ring_id: Option<Bytes>,
     /// Other seekers that probed it lately.
     pub probed_by: Vec<Address>,
-    /// How many nodes it was told to ask; 0 = it scans.
-    pub told: usize,
+    /// The nodes it was told to ask; if none, it scans.
+    pub told: &'a [Address],
 }
 
 /// Decides by the answers to one round of probes.
@@ -96,8 +96,13 @@ pub fn decide(seeker: &Seeker, answers: &[ProbeResponse]) -> Result<Found, Locat
     }
     // Told to ask certain nodes: a ring is made only if all of them seek, too, and ask this one.
     let listed = seekers.iter().filter(|at| seeker.probed_by.contains(at)).count();
-    if listed < seeker.told {
-        return Ok(Found::Wait("the nodes given with --peer".into()));
+    if listed < seeker.told.len() {
+        let told: Vec<&str> = seeker.told.iter().map(Address::as_str).collect();
+        let told = told.join(", ");
+        return Ok(Found::Wait(format!(
+            "a member of ring {} at {told}, given with --peer",
+            seeker.ring_name
+        )));
     }
     Ok(Found::Nobody)
 }
@@ -113,6 +118,7 @@ pub(super) async fn seek(
     if config.bootstrap {
         return Ok(None);
     }
+    let told: Vec<Address> = config.peers.iter().filter(|peer| **peer != shared.address).cloned().collect();
     let mut said = Instant::now();
     loop {
         let request = ProbeRequest {
@@ -120,15 +126,13 @@ pub(super) async fn seek(
             kind: convert::kind_to(config.kind),
             seeker_address: if ring_id.is_none() { shared.address.to_string() } else { String::new() },
         };
-        let told: Vec<&Address> = config.peers.iter().chain(hints).collect();
-        let probes = told.iter().map(|address| channel::probe(address, request.clone()));
-        let mut answers: Vec<ProbeResponse> =
-            futures_util::future::join_all(probes).await.into_iter().filter_map(Result::ok).collect();
+        let mut answers = ask(&told, &request).await;
+        strangers(config, &answers)?;
+        answers.extend(ask(hints, &request).await);
         if config.peers.is_empty() {
             let seeker = ring_id.is_none().then_some(&shared.address);
             answers.extend(channel::scan_loopback(config.kind, &config.ring_name, seeker).await);
         }
-        stranger(location, &answers)?;
         // From here to the change of stage nothing may come between: a lower seeker either is
         // noted before, or finds a member.
         let found = {
@@ -140,14 +144,13 @@ pub(super) async fn seek(
                 }
                 Stage::Waiting | Stage::Member => Vec::new(),
             };
-            let told = config.peers.len();
             let seeker = Seeker {
                 me: &shared.address,
                 ring_name: &config.ring_name,
                 kind: config.kind,
                 ring_id: ring_id.clone(),
                 probed_by,
-                told,
+                told: &told,
             };
             let found = decide(&seeker, &answers)?;
             match found {
@@ -171,25 +174,26 @@ pub(super) async fn seek(
     }
 }
 
+async fn ask(whom: &[Address], request: &ProbeRequest) -> Vec<ProbeResponse> {
+    let probes = whom.iter().map(|address| channel::probe(address, request.clone()));
+    futures_util::future::join_all(probes).await.into_iter().filter_map(Result::ok).collect()
+}
+
 /// A node that was named with --peer and is of another ring is a mistake to be told, not waited out.
-fn stranger(location: &Location, answers: &[ProbeResponse]) -> Result<(), LocationError> {
-    let config = &location.shared.config;
-    let Some(answer) = answers.iter().find(|a| config.peers.iter().any(|peer| peer.as_str() == a.address))
-    else {
-        return Ok(());
-    };
-    let member = answer.stage() == pb::Stage::Member;
-    if member && answer.kind != convert::kind_to(config.kind) {
-        return Err(LocationError::Refused(format!(
-            "the node at {} is of another kind: location nodes and store nodes are never in one ring",
-            answer.address
-        )));
-    }
-    if member && answer.ring_name != config.ring_name {
-        return Err(LocationError::Refused(format!(
-            "the node at {} is in ring {:?}, not {:?}: give --ring {:?} to join it",
-            answer.address, answer.ring_name, config.ring_name, answer.ring_name
-        )));
+fn strangers(config: &LocationConfig, answers: &[ProbeResponse]) -> Result<(), LocationError> {
+    for answer in answers.iter().filter(|answer| answer.stage() == pb::Stage::Member) {
+        if answer.kind != convert::kind_to(config.kind) {
+            return Err(LocationError::Refused(format!(
+                "the node at {} is of another kind: location nodes and store nodes are never in one ring",
+                answer.address
+            )));
+        }
+        if answer.ring_name != config.ring_name {
+            return Err(LocationError::Refused(format!(
+                "the node at {} is in ring {:?}, not {:?}: give --ring {:?} to join it",
+                answer.address, answer.ring_name, config.ring_name, answer.ring_name
+            )));
+        }
     }
     Ok(())
 }
@@ -216,8 +220,9 @@ mod tests {
     fn decided(answers: &[ProbeResponse], probed_by: &[u16], told: usize) -> Result<Found, LocationError> {
         let me = at(9910);
         let probed_by = probed_by.iter().map(|port| at(*port)).collect();
+        let told = vec![at(9911); told];
         decide(
-            &Seeker { me: &me, ring_name: "r", kind: Kind::Store, ring_id: None, probed_by, told },
+            &Seeker { me: &me, ring_name: "r", kind: Kind::Store, ring_id: None, probed_by, told: &told },
             answers,
         )
     }
@@ -274,7 +279,7 @@ mod tests {
             kind: Kind::Store,
             ring_id: id,
             probed_by: Vec::new(),
-            told: 0,
+            told: &[],
         };
         assert!(waits(decide(&seeker, &[])));
         assert!(waits(decide(&seeker, &[answer(9900, Member, 4)])));

@@ -270,6 +270,9 @@ impl Location {
 
     /// Where a node can be reached: what it last said itself, or else what the layout says.
     pub fn address_of(&self, id: NodeId) -> Option<Address> {
+        if id == self.shared.me {
+            return Some(self.shared.address.clone());
+        }
         if let Some(address) = self.shared.members.load().address(id) {
             return Some(address.clone());
         }

@@ -82,6 +82,22 @@ impl Service {
             .map_err(|_error| status::unavailable("this node is stopping"))
     }
 
+    /// A member with the address that it last said itself: in the layout there is only a hint.
+    fn whereabouts(&self, mut member: pb::Member) -> pb::Member {
+        let id = convert::node_id(&member.id).ok();
+        if let Some(address) = id.and_then(|id| self.location.address_of(id)) {
+            member.address = address.to_string();
+        }
+        member
+    }
+
+    /// A layout with the addresses at which its members can be reached now.
+    fn for_clients(&self, layout: &Layout) -> pb::Layout {
+        let mut layout = convert::layout_to(layout);
+        layout.members = layout.members.into_iter().map(|member| self.whereabouts(member)).collect();
+        layout
+    }
+
     fn me_bytes(&self) -> bytes::Bytes {
         id_bytes(self.location.me().0)
     }
@@ -190,7 +206,7 @@ impl LocationApi for Service {
         let newer = layout.epoch > request.into_inner().have_epoch;
         Ok(Response::new(pb::GetLayoutResponse {
             epoch: layout.epoch,
-            layout: newer.then(|| convert::layout_to(&layout)),
+            layout: newer.then(|| self.for_clients(&layout)),
         }))
     }
 
@@ -207,7 +223,7 @@ impl LocationApi for Service {
         Ok(Response::new(pb::LocateResponse {
             token: id_bytes(token.0),
             segment: segment.0.into(),
-            owners: owners.map(convert::member_to).collect(),
+            owners: owners.map(|member| self.whereabouts(convert::member_to(member))).collect(),
             epoch: layout.epoch,
         }))
     }
@@ -257,9 +273,10 @@ impl LocationApi for Service {
 
     async fn watch(&self, _: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let layouts = tokio_stream::wrappers::WatchStream::new(self.location.watch());
+        let service = self.clone();
         let response =
-            |layout: Arc<Layout>| Ok(pb::WatchResponse { layout: Some(convert::layout_to(&layout)) });
-        Ok(Response::new(Box::pin(layouts.filter_map(move |layout| layout.map(response)))))
+            move |layout: Arc<Layout>| Ok(pb::WatchResponse { layout: Some(service.for_clients(&layout)) });
+        Ok(Response::new(Box::pin(layouts.filter_map(move |layout| layout.map(&response)))))
     }
 
     async fn leave(&self, _: Request<pb::LeaveRequest>) -> Result<Response<pb::LeaveResponse>, Status> {

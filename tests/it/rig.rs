@@ -46,7 +46,8 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 /// A node's view of its ring in a line.
 fn summary(status: Option<&StatusResponse>) -> String {
     let Some(status) = status else { return "nothing".into() };
-    let nodes: Vec<_> = status.nodes.iter().map(|node| format!("{} {:?}", node.address, node.state())).collect();
+    let nodes: Vec<_> =
+        status.nodes.iter().map(|node| format!("{} {:?}", node.address, node.state())).collect();
     format!("epoch {} {:?}: {}", status.epoch, status.phase(), nodes.join(", "))
 }
 
@@ -193,7 +194,15 @@ impl Rig {
                 }
             })
         };
-        Node { rig: self, name: String::new(), options: Vec::new(), child, log, reader: Some(reader), ended: None }
+        Node {
+            rig: self,
+            name: String::new(),
+            options: Vec::new(),
+            child,
+            log,
+            reader: Some(reader),
+            ended: None,
+        }
     }
 
     /// Starts a server without flags, as far as `arguments` has none.
@@ -325,7 +334,8 @@ impl Rig {
             {
                 return status;
             }
-            let seen = || addresses.iter().zip(&all).map(|(at, s)| format!("{at} sees {}", summary(s.as_ref())));
+            let seen =
+                || addresses.iter().zip(&all).map(|(at, s)| format!("{at} sees {}", summary(s.as_ref())));
             assert!(Instant::now() < end, "no settled ring: {:#?}", seen().collect::<Vec<_>>());
             std::thread::sleep(LOOK_AGAIN);
         }
@@ -473,7 +483,8 @@ impl Node<'_> {
 
     /// Kills it if it still runs, and starts it again as it was, at the same address.
     pub(crate) fn start_again(self) -> Self {
-        let (rig, name, address, options) = (self.rig, self.name.clone(), self.address(), self.options.clone());
+        let (rig, name, address, options) =
+            (self.rig, self.name.clone(), self.address(), self.options.clone());
         drop(self);
         rig.node(&name, &address, &options.iter().map(String::as_str).collect::<Vec<_>>())
     }

@@ -175,7 +175,7 @@ impl Plan {
             suspicion: rng.pick(&[0, 0, 100, 400]),
             weights,
         };
-        match std::env::var("TH").map_or(9, |t| t.parse::<u64>().unwrap()) {
+        match rng.below(4) {
             0 => plan.of_laggards(rng),
             1 => plan.of_newcomers(rng),
             _ => {}
