@@ -14,7 +14,7 @@ use super::{
 };
 use crate::core::layout::{Kind, Layout, Member, Phase, Replicas, Standing};
 use crate::core::membership::{Membership, Message, Output};
-use crate::core::node::{Address, Liveness, Moment, NodeId, RingId};
+use crate::core::node::{Address, Generation, Liveness, Moment, NodeId, RingId};
 use crate::core::token::{Epoch, SegmentCount};
 use crate::news;
 use crate::storage::StorageError;
@@ -63,6 +63,8 @@ pub enum Event {
     Gathered(Epoch, bool),
     /// A member is to be removed.
     Remove(NodeId),
+    /// A node knows this one in a later life than the one that was told.
+    Outlived(Generation),
     /// This node is to leave.
     Leave,
     /// This node is to stop.
@@ -377,6 +379,15 @@ impl Agent {
                 }
             }
             Event::Remove(id) => self.membership.ask_removal(id),
+            Event::Outlived(generation) => {
+                if generation == self.state.generation {
+                    return Err(LocationError::Refused(
+                        "the ring knows this node in a later life: its data directory is an older copy (a restored \
+                         backup, say), and what it forgot could be held against it. Start with another --data-dir"
+                            .into(),
+                    ));
+                }
+            }
             Event::Leave => {
                 if self.leaving_since.is_none() {
                     self.leaving_since = Some(Instant::now());
@@ -496,7 +507,12 @@ impl Agent {
 
     fn sender(&self) -> Sender {
         let layout = self.membership.layout();
-        Sender { me: self.state.id, ring: layout.ring, epoch: layout.epoch }
+        Sender {
+            me: self.state.id,
+            ring: layout.ring,
+            epoch: layout.epoch,
+            generation: self.state.generation,
+        }
     }
 
     fn send(&self, to: NodeId, message: Message) {
@@ -506,6 +522,9 @@ impl Agent {
             let event = match location.shared.peers.send(to, &address, sender, message).await {
                 Ok(Reply { message: Some(message), .. }) => Event::Message(to, message, None),
                 Ok(Reply { message: None, epoch }) => Event::Met(to, epoch),
+                Err(status) if status.code() == tonic::Code::AlreadyExists => {
+                    Event::Outlived(sender.generation)
+                }
                 // Whatever it was about is repeated by ticks.
                 Err(status) => return tracing::debug!(%address, %status, "a call about membership failed"),
             };
@@ -639,9 +658,14 @@ impl Agent {
         for (to, address, packet) in errands.packets {
             let location = self.location.clone();
             tokio::spawn(async move {
-                if let Ok(epoch) = location.shared.peers.gossip(&address, sender, vec![packet]).await {
-                    let _agent_gone = location.shared.events.send(Event::Met(to, epoch)).await;
-                }
+                let event = match location.shared.peers.gossip(&address, sender, vec![packet]).await {
+                    Ok(epoch) => Event::Met(to, epoch),
+                    Err(status) if status.code() == tonic::Code::AlreadyExists => {
+                        Event::Outlived(sender.generation)
+                    }
+                    Err(_) => return,
+                };
+                let _agent_gone = location.shared.events.send(event).await;
             });
         }
         Ok(())

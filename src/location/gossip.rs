@@ -32,11 +32,6 @@ impl Identity {
     pub fn new(id: NodeId, generation: Generation, address: &Address) -> Self {
         Identity { id: id.0, generation, address: address.to_string() }
     }
-
-    /// Which of the node's lives.
-    pub fn generation(&self) -> Generation {
-        self.generation
-    }
 }
 
 impl FocaIdentity for Identity {
@@ -177,7 +172,8 @@ impl Gossip {
                 State::Down => Liveness::Down,
             };
             let identity = member.id();
-            Some((NodeId(identity.id), Seen { liveness, address: identity.address.parse().ok()? }))
+            let address = identity.address.parse().ok()?;
+            Some((NodeId(identity.id), Seen { liveness, address, generation: identity.generation }))
         };
         self.foca.iter_membership_state().filter_map(seen).collect()
     }
@@ -190,6 +186,8 @@ pub struct Seen {
     pub liveness: Liveness,
     /// Where it last said it listens.
     pub address: Address,
+    /// In which of its lives.
+    pub generation: Generation,
 }
 
 /// What is known of all nodes, as of the last change.
@@ -216,6 +214,11 @@ impl Members {
     /// Where a node said that it listens.
     pub fn address(&self, id: NodeId) -> Option<&Address> {
         self.seen.get(&id).map(|seen| &seen.address)
+    }
+
+    /// Whether a node is known in a later life than this.
+    pub fn outlived(&self, id: NodeId, generation: Generation) -> bool {
+        self.seen.get(&id).is_some_and(|seen| seen.generation > generation)
     }
 
     /// When it was last heard of.

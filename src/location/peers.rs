@@ -2,7 +2,7 @@
 
 use crate::core::layout::Layout;
 use crate::core::membership::Message;
-use crate::core::node::{Address, NodeId, RingId};
+use crate::core::node::{Address, Generation, NodeId, RingId};
 use crate::core::token::Epoch;
 use crate::wire::convert::{self, id_bytes};
 use crate::wire::location::location_peer_client::LocationPeerClient;
@@ -48,6 +48,8 @@ pub struct Sender {
     pub ring: RingId,
     /// At which epoch.
     pub epoch: Epoch,
+    /// In which of its lives.
+    pub generation: Generation,
 }
 
 fn request<T>(message: T) -> Request<T> {
@@ -96,6 +98,7 @@ impl Peers {
             from: from.clone(),
             ring_id: ring_id.clone(),
             epoch: sender.epoch,
+            generation: sender.generation,
             ..Default::default()
         };
         let gossip = match message {
@@ -169,6 +172,7 @@ impl Peers {
             from: id_bytes(sender.me.0),
             ring_id: id_bytes(sender.ring.0),
             epoch: sender.epoch,
+            generation: sender.generation,
             packets,
             ..Default::default()
         };

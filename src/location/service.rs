@@ -435,6 +435,9 @@ impl LocationPeer for Service {
         let request = request.into_inner();
         let layout = self.same_ring(&request.ring_id)?;
         let from = convert::node_id(&request.from)?;
+        if self.location.shared.members.load().outlived(from, request.generation) {
+            return Err(Status::already_exists(format!("node {from:.8} is known in a later life")));
+        }
         if !request.packets.is_empty() {
             self.tell(Event::Packets(from, request.packets)).await?;
         }

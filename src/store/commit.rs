@@ -38,9 +38,11 @@ pub enum Asked {
     Behind(Request),
 }
 
-struct Job {
-    request: Request,
-    done: oneshot::Sender<Answer>,
+enum Job {
+    /// Do this, and answer when it is durable.
+    Write(Request, oneshot::Sender<Answer>),
+    /// This answer names something that isn't durable yet: let it out when it is.
+    Hold(Answer, oneshot::Sender<Answer>),
 }
 
 /// See the module's documentation.
@@ -48,7 +50,6 @@ pub struct Committer {
     replica: Arc<Replica<AnyEngine>>,
     vault: Arc<dyn Vault>,
     jobs: Option<mpsc::Sender<Job>>,
-    durable: watch::Receiver<u64>,
     failed: watch::Sender<Option<String>>,
 }
 
@@ -66,14 +67,13 @@ impl Committer {
         vault: Arc<dyn Vault>,
         failed: watch::Sender<Option<String>>,
     ) -> Result<Self, StorageError> {
-        let (publish, durable) = watch::channel(0);
-        let mut committer = Committer { replica, vault, jobs: None, durable, failed };
+        let mut committer = Committer { replica, vault, jobs: None, failed };
         if committer.replica.engine().needs_sync() {
             let (jobs, inbox) = mpsc::channel(QUEUE);
             let (replica, vault, failed) =
                 (committer.replica.clone(), committer.vault.clone(), committer.failed.clone());
             let commit = move || {
-                if let Err(error) = commit_all(&replica, &*vault, inbox, &publish) {
+                if let Err(error) = commit_all(&replica, &*vault, inbox) {
                     failed.send_replace(Some(error.to_string()));
                 }
             };
@@ -94,34 +94,16 @@ impl Committer {
 
     /// Puts a question to the replica.
     pub async fn ask(&self, request: Request) -> Asked {
-        match &self.jobs {
-            Some(jobs) if matches!(request.ask, Ask::Write(_)) => {
-                if request.epoch > self.replica.layout().epoch {
-                    return Asked::Behind(request);
-                }
-                let (done, answer) = oneshot::channel();
-                // A committer that is gone drops `done`, which counts as silence.
-                let _gone = jobs.send(Job { request, done }).await;
-                Asked::Later(answer)
+        if self.jobs.is_some() && matches!(request.ask, Ask::Write(_)) {
+            if request.epoch > self.replica.layout().epoch {
+                return Asked::Behind(request);
             }
-            _ => self.on_the_spot(request),
+            return self.commit(|done| Job::Write(request, done)).await;
         }
-    }
-
-    fn on_the_spot(&self, request: Request) -> Asked {
         let handled = self.replica.handle(std::slice::from_ref(&request));
         match handled.map(|mut all| all.pop()) {
             Ok(Some(Handled::Now(answer))) => Asked::Now(answer),
-            Ok(Some(Handled::AfterSync(answer, number))) => {
-                let (done, later) = oneshot::channel();
-                let mut durable = self.durable.clone();
-                tokio::spawn(async move {
-                    if durable.wait_for(|synced| *synced >= number).await.is_ok() {
-                        let _asker_gone = done.send(answer);
-                    }
-                });
-                Asked::Later(later)
-            }
+            Ok(Some(Handled::AfterSync(answer, _))) => self.commit(|done| Job::Hold(answer, done)).await,
             Ok(Some(Handled::Behind)) => Asked::Behind(request),
             Ok(None) => Asked::Now(Answer::Silence),
             Err(error) => {
@@ -129,6 +111,15 @@ impl Committer {
                 Asked::Now(Answer::Silence)
             }
         }
+    }
+
+    async fn commit(&self, job: impl FnOnce(oneshot::Sender<Answer>) -> Job) -> Asked {
+        let (done, answer) = oneshot::channel();
+        if let Some(jobs) = &self.jobs {
+            // A committer that is gone drops `done`, which counts as silence.
+            let _gone = jobs.send(job(done)).await;
+        }
+        Asked::Later(answer)
     }
 
     /// The engine failed: nothing that this node says can be relied on any more.
@@ -168,42 +159,48 @@ fn commit_all(
     replica: &Replica<AnyEngine>,
     vault: &dyn Vault,
     mut inbox: mpsc::Receiver<Job>,
-    publish: &watch::Sender<u64>,
 ) -> Result<(), StorageError> {
-    let size = |request: &Request| match &request.ask {
-        Ask::Write(record) => record.value.as_ref().map_or(0, bytes::Bytes::len),
-        Ask::Read | Ask::Version => 0,
-    };
-    let (mut requests, mut waiting) = (Vec::new(), Vec::new());
+    let (mut requests, mut writers, mut held) = (Vec::new(), Vec::new(), Vec::new());
     while let Some(first) = inbox.blocking_recv() {
         let mut bytes = 0;
         let mut next = Some(first);
         while let Some(job) = next.take() {
-            bytes += size(&job.request);
-            requests.push(job.request);
-            waiting.push(job.done);
-            if requests.len() < MAX_BATCH && bytes < MAX_BATCH_BYTES {
+            match job {
+                Job::Write(request, done) => {
+                    bytes += value_bytes(&request);
+                    requests.push(request);
+                    writers.push(done);
+                }
+                Job::Hold(answer, done) => held.push((answer, done)),
+            }
+            if requests.len() + held.len() < MAX_BATCH && bytes < MAX_BATCH_BYTES {
                 next = inbox.try_recv().ok();
             }
         }
         let handled = replica.handle(&requests)?;
+        requests.clear();
         replica.sync()?;
         let due = replica.clock().mark_due();
         if let Some(mark) = due {
             save_clock(vault, mark)?;
             replica.clock().marked(mark);
         }
-        publish.send_replace(replica.durable());
-        for (handled, done) in handled.into_iter().zip(waiting.drain(..)) {
-            let answer = match handled {
-                Handled::Now(answer) | Handled::AfterSync(answer, _) => answer,
-                // Its epoch was checked before it was queued and layouts only move forward; should
-                // it happen all the same, the asker asks again.
-                Handled::Behind => Answer::Silence,
-            };
+        let answered = handled.into_iter().map(|handled| match handled {
+            Handled::Now(answer) | Handled::AfterSync(answer, _) => answer,
+            // Its epoch was checked before it was queued and layouts only move forward; should it
+            // happen all the same, the asker asks again.
+            Handled::Behind => Answer::Silence,
+        });
+        for (answer, done) in answered.zip(writers.drain(..)).chain(held.drain(..)) {
             let _asker_gone = done.send(answer);
         }
-        requests.clear();
     }
     Ok(())
+}
+
+fn value_bytes(request: &Request) -> usize {
+    match &request.ask {
+        Ask::Write(record) => record.value.as_ref().map_or(0, bytes::Bytes::len),
+        Ask::Read | Ask::Version => 0,
+    }
 }

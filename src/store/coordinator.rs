@@ -191,6 +191,7 @@ impl Store {
         terms: Terms,
     ) -> (Outcome<M::Value>, M) {
         let mut waiting = Waiting::default();
+        let mut tick = std::pin::pin!(tokio::time::sleep(TICK));
         loop {
             // What is answered on the spot may lead to more questions.
             while !actions.is_empty() {
@@ -219,7 +220,10 @@ impl Store {
             tokio::select! {
                 biased;
                 (node, epoch, answer) = waiting.next() => machine.answered(node, epoch, answer, self.now(), &mut actions),
-                () = tokio::time::sleep(TICK) => machine.tick(self.now(), &mut actions),
+                () = &mut tick => {
+                    tick.as_mut().reset(Instant::now() + TICK);
+                    machine.tick(self.now(), &mut actions);
+                }
             }
         }
     }

@@ -8,11 +8,12 @@
 mod load;
 mod rig;
 
-//mod bad_input;
+mod at_once;
+mod bad_input;
 
-//mod full_disk;
-//mod services;
+mod full_disk;
+mod services;
 mod stories_change;
 mod stories_crash;
 mod stories_start;
-//mod wrong_start;
+mod wrong_start;

@@ -309,8 +309,7 @@ impl Rig {
     /// that all are up.
     #[track_caller]
     pub(crate) fn settled(&self, nodes: &[Node<'_>]) -> StatusResponse {
-        let addresses: Vec<String> = nodes.iter().map(Node::address).collect();
-        self.settled_at(&addresses)
+        self.settled_at(&addresses(nodes))
     }
 
     /// See [`Rig::settled`].
@@ -369,6 +368,12 @@ impl Drop for Rig {
             panic!("{panicked}");
         }
     }
+}
+
+/// Where nodes listen.
+#[track_caller]
+pub(crate) fn addresses(nodes: &[Node<'_>]) -> Vec<String> {
+    nodes.iter().map(Node::address).collect()
 }
 
 /// A server process, which ends with this at the latest.

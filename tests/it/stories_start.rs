@@ -4,12 +4,8 @@ use crate::load::Load;
 use crate::rig::{Node, Rig, until};
 use serde_json::json;
 use std::collections::BTreeSet;
-use thrifty::core::layout::{Kind, Layout};
+use thrifty::core::layout::Layout;
 use thrifty::wire::channel;
-use thrifty::wire::location::{ProbeRequest, Stage};
-
-/// How often five nodes start at the same instant.
-const ROUNDS: usize = 20;
 
 #[test]
 fn one_node_keeps_a_key_over_ctrl_c_and_a_new_start() {
@@ -121,37 +117,6 @@ fn through_one_node_only(rig: &Rig, node: &str) {
             );
         }
     });
-}
-
-#[test]
-fn five_nodes_started_at_the_same_instant_make_one_ring_every_time() {
-    let rig = Rig::without_flags();
-    for round in 1..=ROUNDS {
-        let nodes: Vec<Node<'_>> = (0..5).map(|_| rig.plain("storeserver", &["--memory"])).collect();
-        let addresses: Vec<String> = nodes.iter().map(Node::address).collect();
-        until(&format!("round {round}: five nodes make one ring of five"), || {
-            let rings: Vec<_> = addresses.iter().filter_map(|address| ring_of(&rig, address)).collect();
-            // Rings never merge: two of them now would be two for ever.
-            assert!(rings.iter().all(|(ring, _)| *ring == rings[0].0), "round {round}: several rings");
-            rings.iter().all(|(_, members)| *members == 5).then_some(())?;
-            (rings.len() == 5).then_some(())
-        });
-    }
-}
-
-/// The ring that a node is a member of, and how many members that has.
-fn ring_of(rig: &Rig, address: &str) -> Option<(Vec<u8>, usize)> {
-    let request = ProbeRequest {
-        ring_name: "thrifty".into(),
-        kind: thrifty::wire::convert::kind_to(Kind::Store),
-        ..ProbeRequest::default()
-    };
-    let probe = rig.wait(channel::probe(&address.parse().unwrap(), request)).ok()?;
-    if probe.stage() != Stage::Member {
-        return None;
-    }
-    let layout = rig.layout(address)?;
-    Some((probe.ring_id.to_vec(), layout.members.len()))
 }
 
 #[test]

@@ -58,8 +58,7 @@ pub(crate) fn command(env: &mut Env) -> Command {
         _ => Consistency::Quorum,
     };
     let fallback = env.rng.chance(30);
-    // Mostly short, or clients would only wait; long ones outlive whole transitions.
-    let longest = env.rng.pick(&[300 * MS, 300 * MS, 300 * MS, 1_000 * MS, 5_000 * MS]);
+    let longest = env.rng.pick(env.plan.deadlines);
     let patience = env.rng.range(100 * MS, longest);
     let key = env.rng.below(env.plan.keys.len() as u64) as usize;
     Command { number: env.fresh(), key, wish, consistency, fallback, patience }

@@ -7,15 +7,16 @@
 
 use crate::client::{self, Client, Command, Reply, Wish};
 use crate::counts::Kind;
-use crate::env::{Env, Event, Index, MS, Micros, Packet, SECOND, Timer, index_of, node_id};
-use crate::faults::{AMBUSHES, Fault};
-use crate::node::{Disk, Ended, Process};
+use crate::disk::Disk;
+use crate::env::{Env, Event, Index, MS, Micros, Packet, SECOND, Timer, node_id};
+use crate::faults::Fault;
+use crate::node::{Ended, Process};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use thrifty::core::layout::{Kind as RingKind, Layout, Member, Phase, Replicas, Standing};
 use thrifty::core::node::RingId;
 use thrifty::core::quorum::Consistency;
-use thrifty::core::token::{Segment, SegmentCount};
+use thrifty::core::token::SegmentCount;
 
 /// The most nodes that a run makes, ever; masks of nodes have 32 bits.
 const MOST_NODES: usize = 30;
@@ -37,26 +38,26 @@ const AFTERGLOW: Micros = 300 * MS;
 const MOST_EVENTS: u64 = 3_000_000;
 
 /// A place for a node: what remains of it while no process runs.
-struct Seat {
-    member: Member,
+pub(crate) struct Seat {
+    pub(crate) member: Member,
     /// Present while no process runs that has taken it.
-    disk: Option<Disk>,
-    process: Option<Process>,
+    pub(crate) disk: Option<Disk>,
+    pub(crate) process: Option<Process>,
     /// It runs, or it looks for a ring.
-    alive: bool,
-    life: u32,
-    skew_ms: i64,
-    wants_out: bool,
+    pub(crate) alive: bool,
+    pub(crate) life: u32,
+    pub(crate) skew_ms: i64,
+    pub(crate) wants_out: bool,
     /// It is lost with its disk.
-    dead: bool,
+    pub(crate) dead: bool,
     /// It left, or was removed.
-    gone: bool,
+    pub(crate) gone: bool,
 }
 
 /// See the module's documentation.
 pub(crate) struct Cluster {
     pub(crate) env: Env,
-    seats: Vec<Seat>,
+    pub(crate) seats: Vec<Seat>,
     clients: Vec<Client>,
     ended: BTreeMap<u64, Reply>,
 }
@@ -140,14 +141,14 @@ impl Cluster {
         let mut process =
             Process::start(index, seat.member.clone(), seat.life, seat.skew_ms, disk, &mut self.env);
         if seat.wants_out {
-            process.leave(&mut self.env);
+            process.leave();
         }
         seat.process = Some(process);
         self.look_after(index);
     }
 
     /// Ends a process as a crash does.
-    fn crash(&mut self, index: Index) {
+    pub(crate) fn crash(&mut self, index: Index) {
         let seat = &mut self.seats[index];
         if !seat.alive {
             return;
@@ -161,7 +162,7 @@ impl Cluster {
         self.env.gossip.turned(index, false, self.env.now);
     }
 
-    fn restart_later(&mut self, index: Index, within: Micros) {
+    pub(crate) fn restart_later(&mut self, index: Index, within: Micros) {
         let delay = self.env.rng.range(5 * MS, within);
         self.env.after(delay, Event::Restart(index));
     }
@@ -192,7 +193,7 @@ impl Cluster {
         }
     }
 
-    fn join(&mut self) {
+    pub(crate) fn join(&mut self) {
         let there = self.seats.iter().filter(|seat| !seat.gone && !seat.dead).count();
         if self.seats.len() < MOST_NODES && there < MOST_AT_ONCE {
             self.env.count(Kind::Join);
@@ -201,7 +202,7 @@ impl Cluster {
         }
     }
 
-    fn running(&self) -> Vec<Index> {
+    pub(crate) fn running(&self) -> Vec<Index> {
         (0..self.seats.len()).filter(|&index| self.seats[index].process.is_some()).collect()
     }
 
@@ -223,8 +224,7 @@ impl Cluster {
         (0..self.env.plan.keys.len()).try_for_each(|key| self.read_at_last(key))
     }
 
-    /// Lets events happen until `until` says so. It is asked at each event that a tick makes, not
-    /// more often, as it may be costly.
+    /// Lets events happen until `until` says so, which is asked now and then only: it may be costly.
     fn go_on(&mut self, until: impl Fn(&Cluster) -> bool) -> Result<(), String> {
         for number in 0..MOST_EVENTS {
             if number % 16 == 0 && until(self) {
@@ -299,7 +299,7 @@ impl Cluster {
             }
             Event::Ambush => {
                 if !self.env.healed {
-                    let fault = self.env.rng.pick(&AMBUSHES);
+                    let fault = self.env.rng.pick(self.env.plan.ambushes);
                     self.strike(fault);
                 }
             }
@@ -357,156 +357,6 @@ impl Cluster {
             self.clients[client].waits_for = None;
             client::think(&mut self.env, client);
         }
-    }
-
-    fn strike(&mut self, fault: Fault) {
-        let running = self.running();
-        let Some(victim) = client::choose(&mut self.env, &running) else { return };
-        self.env.note(|| format!("fault: {fault:?}, perhaps of {victim}"));
-        match fault {
-            Fault::Crash => {
-                self.crash(victim);
-                self.restart_later(victim, self.env.plan.down);
-            }
-            Fault::CrashAll => {
-                self.env.count(Kind::CrashAll);
-                for index in running {
-                    self.crash(index);
-                    self.restart_later(index, self.env.plan.down);
-                }
-            }
-            Fault::Kill => self.kill(victim),
-            Fault::Cut => {
-                self.env.count(Kind::Cut);
-                let side = match self.env.rng.below(3) {
-                    0 => 1 << victim,
-                    _ => self.env.rng.next() as u32,
-                };
-                self.env.gossip.cut(Some(side), self.env.now);
-                let delay = self.env.rng.range(50 * MS, 2 * SECOND);
-                self.env.after(delay, Event::CutEnds);
-            }
-            Fault::Deaf => {
-                self.env.count(Kind::Deaf);
-                let nodes = self.some_nodes(victim);
-                let longest = self.env.rng.pick(&[500 * MS, 2 * SECOND, 6 * SECOND]);
-                let until = self.env.now + self.env.rng.range(50 * MS, longest);
-                self.env.gossip.deafen(nodes, until);
-            }
-            Fault::Numb => {
-                self.env.count(Kind::Numb);
-                let nodes = self.some_nodes(victim);
-                let until = self.env.now + self.env.rng.range(50 * MS, 2 * SECOND);
-                self.env.gossip.numb(nodes, until);
-            }
-            Fault::Doubt => {
-                self.env.count(Kind::Doubt);
-                let pullers =
-                    self.env.checker.newest().map(|layout| layout.all_pullers()).unwrap_or_default();
-                let pullers: Vec<Index> = pullers.into_iter().map(index_of).collect();
-                let subject = client::choose(&mut self.env, &pullers).unwrap_or(victim);
-                let until = self.env.now + self.env.rng.range(100 * MS, 400 * MS);
-                for observer in running {
-                    self.env.gossip.mistake(observer, subject, until);
-                }
-            }
-            Fault::Mistake => {
-                self.env.count(Kind::Mistake);
-                let observer = self.env.rng.pick(&running);
-                let until = self.env.now + self.env.rng.range(50 * MS, 2 * SECOND);
-                self.env.gossip.mistake(observer, victim, until);
-            }
-            Fault::ClockJump => {
-                self.env.count(Kind::ClockJump);
-                let skew = self.env.rng.below(20_000) as i64 - 10_000;
-                self.seats[victim].skew_ms = skew;
-                if let Some(process) = &mut self.seats[victim].process {
-                    process.skew_ms = skew;
-                }
-            }
-            Fault::DiskFull => {
-                self.env.count(Kind::DiskFull);
-                if let Some(process) = &self.seats[victim].process {
-                    process.replica.set_full(true);
-                }
-                let delay = self.env.rng.range(50 * MS, SECOND);
-                self.env.after(delay, Event::DiskEmptied(victim));
-            }
-            // Several at once make one transition that replaces several owners of a segment.
-            Fault::Join => (0..=self.env.rng.below(3)).for_each(|_| self.join()),
-            Fault::Leave => self.some_leave(),
-            Fault::LeaveAll => running.into_iter().for_each(|index| self.leave(index)),
-            Fault::Removal => {
-                let down: Vec<Index> =
-                    (0..self.seats.len()).filter(|&index| !self.seats[index].alive).collect();
-                if let Some(index) = client::choose(&mut self.env, &down) {
-                    self.ask_removal(index);
-                }
-            }
-        }
-    }
-
-    /// One node, or about a quarter of all.
-    fn some_nodes(&mut self, one: Index) -> u32 {
-        let few = self.env.rng.next() & self.env.rng.next();
-        if self.env.rng.chance(500) { 1 << one } else { few as u32 }
-    }
-
-    /// Owners of one segment leave, one of them or several, as long as somebody stays.
-    fn some_leave(&mut self) {
-        let Some(layout) = self.env.checker.newest().cloned() else { return };
-        let segment = Segment(self.env.rng.below(layout.segments.get() as u64) as u16);
-        let mut owners: Vec<Index> = layout.current_owners(segment).map(index_of).collect();
-        for _ in 0..=self.env.rng.below(3) {
-            let staying = |seat: &&Seat| !seat.gone && !seat.dead && !seat.wants_out;
-            if self.seats.iter().filter(staying).count() > 1 && !owners.is_empty() {
-                let at = self.env.rng.below(owners.len() as u64) as usize;
-                self.leave(owners.swap_remove(at));
-            }
-        }
-    }
-
-    fn leave(&mut self, index: Index) {
-        let seat = &mut self.seats[index];
-        let Some(process) = seat.process.as_mut().filter(|process| process.disk.is_settled()) else { return };
-        if !seat.wants_out {
-            self.env.count(Kind::Leave);
-            seat.wants_out = true;
-            process.leave(&mut self.env);
-        }
-    }
-
-    /// An operator says everywhere that a node is gone. Only a majority that agrees makes it so.
-    fn ask_removal(&mut self, index: Index) {
-        self.env.count(Kind::Removal);
-        let id = self.seats[index].member.id;
-        for seat in &mut self.seats {
-            if let Some(process) = &mut seat.process {
-                process.membership.ask_removal(id);
-            }
-        }
-    }
-
-    /// A node is lost with all it had, if each set of owners keeps a majority without it, now and
-    /// in a change that may be under way, and if no other that was lost is still counted on.
-    fn kill(&mut self, index: Index) {
-        let Some(layout) = self.env.checker.newest().cloned() else { return };
-        let counted_on = |seat: &Seat| seat.dead && layout.is_member(seat.member.id);
-        let leaving =
-            self.seats.iter().filter(|seat| seat.wants_out && layout.is_member(seat.member.id)).count();
-        let enough = match layout.replicas {
-            Replicas::Count(count) => count >= 3,
-            Replicas::All => true,
-        };
-        let staying = layout.members.len().saturating_sub(leaving);
-        if layout.phase != Phase::Stable || staying < 4 || !enough || self.seats.iter().any(counted_on) {
-            return;
-        }
-        self.env.count(Kind::Killed);
-        self.env.note(|| format!("{index} is lost for good"));
-        self.crash(index);
-        self.seats[index].dead = true;
-        self.seats[index].disk = None;
     }
 
     /// The faults are over: the network works and everybody who can comes back.

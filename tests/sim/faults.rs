@@ -34,7 +34,7 @@ pub(crate) enum Fault {
 }
 
 /// What strikes at the worst moment: just after the first node has installed a new layout.
-pub(crate) const AMBUSHES: [Fault; 8] = [
+const AMBUSHES: &[Fault] = &[
     Fault::Deaf,
     Fault::Deaf,
     Fault::Numb,
@@ -74,6 +74,9 @@ pub(crate) struct Plan {
     pub(crate) clients: usize,
     /// A client's pause between two requests.
     pub(crate) think: Micros,
+    /// How long coordinators go on at most. Mostly short, or clients would only wait; long ones
+    /// outlive whole transitions.
+    pub(crate) deadlines: &'static [Micros],
     /// When the faults end.
     pub(crate) duration: Micros,
 
@@ -115,6 +118,8 @@ pub(crate) struct Plan {
     pub(crate) churn_every: Micros,
     /// How many new layouts in a thousand bring a fault with them.
     pub(crate) ambush: u64,
+    /// Of which kinds.
+    pub(crate) ambushes: &'static [Fault],
     /// How many in a thousand are under suspicion, for no reason.
     pub(crate) suspicion: u64,
     weights: Vec<(Fault, u64)>,
@@ -151,6 +156,7 @@ impl Plan {
             keys: (0..keys).map(|key| Bytes::from(format!("k{key}"))).collect(),
             clients: rng.range(2, 10) as usize,
             think: rng.range(2 * MS, 40 * MS),
+            deadlines: &[300 * MS, 300 * MS, 300 * MS, 1_000 * MS, 5_000 * MS],
             duration: rng.range(5 * SECOND, 16 * SECOND),
             delay: rng.pick(&[300, 1_000, 1_000, 3_000, 10_000]),
             late: rng.pick(&[0, 10, 30, 100]),
@@ -171,13 +177,14 @@ impl Plan {
             raced: rng.pick(&[0, 50, 300, 700]),
             fault_every: rng.range(100 * MS, 900 * MS),
             churn_every: rng.pick(&[0, 500 * MS, 1_000 * MS, 2_000 * MS]),
+            ambushes: AMBUSHES,
             ambush: rng.pick(&[0, 300, 700]),
             suspicion: rng.pick(&[0, 0, 100, 400]),
             weights,
         };
-        match rng.below(4) {
-            0 => plan.of_laggards(rng),
-            1 => plan.of_newcomers(rng),
+        match rng.below(10) {
+            0..4 => plan.of_laggards(rng),
+            4..7 => plan.of_newcomers(rng),
             _ => {}
         }
         plan
@@ -200,7 +207,7 @@ impl Plan {
         self.suspicion = rng.pick(&[100, 400]);
         self.churn_every = 700 * MS;
         self.ambush = 0;
-        self.fault_every = SECOND;
+        self.fault_every = 1_500 * MS;
         self.weights = vec![(Fault::Deaf, 4), (Fault::Join, 1)];
     }
 
@@ -217,7 +224,12 @@ impl Plan {
         self.raced = 700;
         self.sync_delay = MS;
         self.churn_every = 500 * MS;
-        self.ambush = rng.pick(&[0, 300]);
+        self.clients = rng.range(5, 9) as usize;
+        self.lost = rng.pick(&[20, 100]);
+        self.page_timeout = 250 * MS;
+        self.deadlines = &[1_000 * MS, 5_000 * MS];
+        self.ambush = rng.pick(&[0, 700]);
+        self.ambushes = &[Fault::Numb, Fault::Numb, Fault::Deaf];
     }
 
     /// The next fault; none in a seed that has none.

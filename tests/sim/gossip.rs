@@ -24,7 +24,7 @@ pub(crate) struct Gossip {
     cut: Option<(u32, Micros)>,
     mistakes: Vec<(Index, Index, Micros)>,
     /// Nodes that hear nothing of layouts, one bit a node, and until when.
-    deaf: (u32, Micros),
+    deaf: Vec<(u32, Micros)>,
     /// Nodes that hear no coordinator, and until when.
     numb: (u32, Micros),
     /// How many in a thousand are under suspicion, for no reason; it changes all the time.
@@ -58,7 +58,7 @@ impl Gossip {
             detect,
             cut: None,
             mistakes: Vec::new(),
-            deaf: (0, 0),
+            deaf: Vec::new(),
             numb: (0, 0),
             suspicion,
         }
@@ -92,11 +92,11 @@ impl Gossip {
 
     /// Nothing about layouts reaches these nodes for a while.
     pub(crate) fn deafen(&mut self, nodes: u32, until: Micros) {
-        self.deaf = (nodes, until);
+        self.deaf.push((nodes, until));
     }
 
     pub(crate) fn is_deaf(&self, node: Index, now: Micros) -> bool {
-        now < self.deaf.1 && self.deaf.0 >> node & 1 != 0
+        self.deaf.iter().any(|(nodes, until)| now < *until && nodes >> node & 1 != 0)
     }
 
     /// Nothing that coordinators ask reaches these nodes for a while.
@@ -111,7 +111,7 @@ impl Gossip {
     pub(crate) fn heal(&mut self) {
         self.cut = None;
         self.mistakes.clear();
-        self.deaf = (0, 0);
+        self.deaf.clear();
         self.numb = (0, 0);
         self.suspicion = 0;
     }
@@ -132,7 +132,7 @@ impl Gossip {
                 gone_for = Micros::MAX;
             }
             if self.suspicion > 0 && gone_for < detect {
-                let what = (observer as u64) << 40 | (subject as u64) << 32 | now / (100 * MS);
+                let what = (observer as u64) << 40 | (subject as u64) << 32 | (now / (100 * MS));
                 if Rng::new(what).chance(self.suspicion) {
                     gone_for = gone_for.max(detect / 2);
                 }

@@ -69,11 +69,11 @@ impl Process {
             self.gathering = Some(Gathering { epoch: layout.epoch, tasks, progress: 0, failures: 0 });
             self.ask_pages(env);
         }
-        self.offer(env);
+        self.offer();
     }
 
     /// A leaver has nothing to gather. What it would offer, the pullers ask it for first anyway.
-    pub(crate) fn offer(&mut self, _: &mut Env) {
+    pub(crate) fn offer(&mut self) {
         let layout = self.layout();
         let standing = layout.member(self.id).map(|member| member.standing);
         if self.leaving && layout.phase == Phase::Dual && standing == Some(Standing::Leaving) {

@@ -13,9 +13,9 @@
 //! | file | what |
 //! | --- | --- |
 //! | `cluster` | the nodes together, and the parts of a run |
-//! | `node`, `coordinator`, `handoff` | one node driving the core |
+//! | `node`, `coordinator`, `handoff`, `disk` | one node driving the core |
 //! | `env`, `gossip` | time, network, queue; who is taken for alive |
-//! | `faults`, `client` | what strikes, and the load |
+//! | `faults`, `strikes`, `client` | what strikes and what it does, and the load |
 //! | `checker`, `counts` | what must hold, and what must have happened |
 //!
 //! Left out on purpose: gRPC, files and threads (other tests run real processes), anti-entropy, scans and
@@ -26,12 +26,14 @@ mod client;
 mod cluster;
 mod coordinator;
 mod counts;
+mod disk;
 mod env;
 mod faults;
 mod gossip;
 mod handoff;
 mod node;
 mod rng;
+mod strikes;
 
 use cluster::Cluster;
 use counts::{Counts, Kind};
@@ -39,6 +41,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+
+const UNPOISONED: &str = "nothing panics under this lock";
 
 /// What a number in the environment says.
 fn setting(name: &str, default: u64) -> u64 {
@@ -66,21 +70,21 @@ fn run_all(first: u64, many: u64) -> (Option<(u64, String)>, Counts) {
         let mut counts = Counts::default();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= first + many || found.lock().unwrap().0.is_some() {
+            if seed >= first + many || found.lock().expect(UNPOISONED).0.is_some() {
                 break;
             }
             let (result, cluster) = run(seed, false);
             counts.merge(&cluster.env.counts);
             if let Err(why) = result {
-                found.lock().unwrap().0 = Some((seed, why));
+                found.lock().expect(UNPOISONED).0 = Some((seed, why));
             }
         }
-        found.lock().unwrap().1.merge(&counts);
+        found.lock().expect(UNPOISONED).1.merge(&counts);
     };
     std::thread::scope(|scope| {
         (0..threads).for_each(|_| drop(scope.spawn(work)));
     });
-    found.into_inner().unwrap()
+    found.into_inner().expect(UNPOISONED)
 }
 
 /// Repeats a seed with its trace and prints how it ended.
@@ -147,7 +151,7 @@ fn every_mutant_is_caught() {
             }
             plant(None);
             let at = mutants.iter().position(|known| *known == mutant).unwrap();
-            caught.lock().unwrap()[at] = failure;
+            caught.lock().expect(UNPOISONED)[at] = failure;
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
@@ -155,7 +159,7 @@ fn every_mutant_is_caught() {
         (0..threads).for_each(|_| drop(scope.spawn(work)));
     });
     let _ = std::panic::take_hook();
-    let caught = caught.into_inner().unwrap();
+    let caught = caught.into_inner().expect(UNPOISONED);
     for (mutant, failure) in mutants.iter().zip(&caught) {
         match failure {
             Some((seed, why)) => {

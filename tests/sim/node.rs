@@ -1,4 +1,4 @@
-//! One simulated node: a disk that outlives its processes, and a process that drives the core.
+//! One simulated node: a process that drives the core, over a disk that outlives it.
 //!
 //! The process is a shell like the real one, only that everything it would wait for is an event. It
 //! carries out what the core says strictly in order, saves before it tells, and holds answers back
@@ -6,103 +6,24 @@
 
 use crate::coordinator::Requests;
 use crate::counts::Kind;
+use crate::disk::{Disk, SharedEngine};
 use crate::env::{Env, Event, Index, MS, Micros, Packet, PageRefused, Timer, index_of};
 use crate::handoff::Gathering;
 use bytes::Bytes;
 use std::sync::Arc;
-use thrifty::core::ballot::Vote;
-use thrifty::core::clock::{Clock, Stamp};
+use thrifty::core::clock::Clock;
 use thrifty::core::layout::{Layout, Member, Phase};
 use thrifty::core::membership::{Membership, Message, Output};
 use thrifty::core::node::{Liveness, NodeId};
-use thrifty::core::record::{Record, Version};
 use thrifty::core::replica_request::{Answer, Ask};
-use thrifty::core::token::{Epoch, Segment, Slot};
+use thrifty::core::token::{Epoch, Segment};
 use thrifty::replica::{Handled, Refusal, Replica, Request};
-use thrifty::storage::StorageError;
-use thrifty::storage::engine::{Engine, Entry, Merged, SlotStats};
-use thrifty::storage::simulated::SimulatedEngine;
 
 /// How long a node waits for a layout it asked for before it asks again.
 const FETCH_TIMEOUT: Micros = 150 * MS;
 
 /// How often requests and handoffs look at their deadlines.
 const BEAT: Micros = 15 * MS;
-
-/// The engine of a node, which its processes share one after the other.
-#[derive(Clone, Default)]
-pub(crate) struct SharedEngine(pub(crate) Arc<SimulatedEngine>);
-
-impl Engine for SharedEngine {
-    fn get(&self, slot: Slot, key: &[u8]) -> Result<Option<Record>, StorageError> {
-        self.0.get(slot, key)
-    }
-
-    fn version(&self, slot: Slot, key: &[u8]) -> Result<Option<Version>, StorageError> {
-        self.0.version(slot, key)
-    }
-
-    fn merge(&self, entries: &[Entry]) -> Result<Vec<Merged>, StorageError> {
-        self.0.merge(entries)
-    }
-
-    fn sync(&self) -> Result<(), StorageError> {
-        self.0.sync()
-    }
-
-    fn scan(
-        &self,
-        slot: Slot,
-        after: Option<&[u8]>,
-        max: usize,
-    ) -> Result<Vec<(Bytes, Record)>, StorageError> {
-        self.0.scan(slot, after, max)
-    }
-
-    fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {
-        self.0.drop_slot(slot)
-    }
-
-    fn slots(&self) -> Vec<(Slot, SlotStats)> {
-        self.0.slots()
-    }
-
-    fn stats(&self, slot: Slot) -> SlotStats {
-        self.0.stats(slot)
-    }
-
-    fn needs_sync(&self) -> bool {
-        self.0.needs_sync()
-    }
-}
-
-/// What a crash leaves.
-#[derive(Default)]
-pub(crate) struct Disk {
-    pub(crate) engine: SharedEngine,
-    /// The installed layout; none before a joiner met anybody.
-    pub(crate) layout: Option<Arc<Layout>>,
-    /// The vote, and at which installed epoch it was cast.
-    vote: Option<(Epoch, Vote<Arc<Layout>>)>,
-    /// The clock's mark.
-    mark: Stamp,
-    /// The Dual that it gathered for last, for the statistics only.
-    pub(crate) gathered_at: Option<Epoch>,
-    /// It was a member of a Stable layout once: if it no longer is, its time is over.
-    settled: bool,
-}
-
-impl Disk {
-    /// Of a member of this layout.
-    pub(crate) fn of(layout: Arc<Layout>) -> Self {
-        Disk { layout: Some(layout), ..Disk::default() }
-    }
-
-    /// Whether it was a member of a Stable layout.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.settled
-    }
-}
 
 /// Why a process ended by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -199,13 +120,13 @@ impl Process {
     }
 
     /// From now on it wants to leave.
-    pub(crate) fn leave(&mut self, env: &mut Env) {
+    pub(crate) fn leave(&mut self) {
         self.leaving = true;
         self.membership.leave();
-        self.offer(env);
+        self.offer();
     }
 
-    /// It is a member, or asks to become one.
+    /// It asks to become a member.
     pub(crate) fn is_joining(&self) -> bool {
         !self.leaving && !self.disk.settled
     }

@@ -26,7 +26,7 @@ impl Rng {
     /// A number under `bound`; 0 if that is 0.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         // The bias of a 128-bit product is far below what any schedule could notice.
-        (u128::from(self.next()) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 
     /// A number from `least` up to, but not including, `end`.

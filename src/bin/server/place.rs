@@ -37,17 +37,18 @@ pub(crate) async fn choose(kind: Kind, options: &Parsed, again: Option<Address>)
         };
         return place(options, listener, None);
     }
+    // Bound first: a port in use is the clearer message than its directory in use, and it must not
+    // leave a new directory behind.
     if let Some(path) = &options.data_dir {
-        let directory = DataDir::open(path)?;
-        fits(kind, options, &directory)?;
         let listener = match listen {
             Some(address) => bind(address).await?,
             None => next_free_port(|_| true).await?,
         };
+        let directory = DataDir::open(path)?;
+        fits(kind, options, &directory)?;
         return place(options, listener, Some(directory));
     }
     if let Some(address) = listen {
-        // Bound first: a port in use is the clearer message than its directory in use.
         let listener = bind(address).await?;
         let port = listener.local_addr()?.port();
         let directory = DataDir::open(of_port(port))?;

@@ -1,0 +1,105 @@
+//! A disk that fills up under a node, for real: a small file system made for this test.
+
+use crate::rig::{Rig, until};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use thrifty::wire::channel;
+use thrifty::wire::store::PutRequest;
+use thrifty::wire::store::store_client::StoreClient;
+
+/// Room for a node and the reserve below which it refuses writes.
+const SIZE: &str = "size=200m";
+
+/// A file system of its own, as long as this lives.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// `None` where the tester may not mount anything.
+    fn mount(at: &Path) -> Option<Self> {
+        fs::create_dir(at).unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", SIZE, "tmpfs"]).arg(at).status();
+        if mounted.is_ok_and(|status| status.success()) {
+            return Some(SmallDisk(at.to_owned()));
+        }
+        println!("NOT TESTED: a full disk, because nothing can be mounted here (it takes root)");
+        None
+    }
+
+    /// Takes all the room there is but so many MiB.
+    fn fill_up_to(&self, remain: u64) {
+        let mut filler = File::options().create(true).append(true).open(self.filler()).unwrap();
+        let mebibyte = vec![0; 1 << 20];
+        while self.free_mebibytes() > remain {
+            filler.write_all(&mebibyte).unwrap();
+        }
+    }
+
+    fn free_mebibytes(&self) -> u64 {
+        let said = Command::new("df").args(["--output=avail", "-m"]).arg(&self.0).output().unwrap().stdout;
+        String::from_utf8(said).unwrap().lines().last().unwrap().trim().parse().unwrap()
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.join("filler")
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.filler()).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a process that is about to end may still have files open there.
+        let _nothing_more_to_do = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_node_on_a_full_disk_refuses_writes_and_goes_on_reading() {
+    let rig = Rig::new();
+    let Some(disk) = SmallDisk::mount(&rig.data("disk")) else { return };
+    let mut node = rig.node("disk/1", &rig.any_port(), &["--bootstrap"]);
+    let address = node.address();
+    rig.settled(std::slice::from_ref(&node));
+    rig.tool("storeput", &["--peer", &address, "a", "apple"]).silent();
+
+    disk.fill_up_to(60);
+    node.says("the disk is nearly full: writes are refused until there is room");
+    let put = rig.tool("storeput", &["--peer", &address, "a", "almond"]);
+    put.fails(3, &["disks are full", "nothing was done"]);
+    let refused = rig.wait(async {
+        let mut client = StoreClient::new(channel::lazy(&address.parse().unwrap()));
+        client.put(PutRequest { key: "b".into(), value: "banana".into(), ..PutRequest::default() }).await
+    });
+    assert_eq!(refused.unwrap_err().code(), tonic::Code::ResourceExhausted);
+    assert_eq!(rig.tool("storeget", &["--peer", &address, "a"]).silent(), "apple");
+    rig.tool("storeget", &["--peer", &address, "b"]).fails(1, &["no value"]);
+
+    // A node that has no room at all still starts, and reads.
+    disk.fill_up_to(1);
+    let node = node.start_again();
+    rig.settled(std::slice::from_ref(&node));
+    assert_eq!(rig.tool("storeget", &["--peer", &address, "a"]).silent(), "apple");
+
+    disk.make_room();
+    until("writes are accepted again", || {
+        (rig.tool("storeput", &["--peer", &address, "a", "almond"]).code == Some(0)).then_some(())
+    });
+    drop(node);
+}
+
+#[test]
+fn a_node_that_finds_no_room_for_its_directory_says_so() {
+    let rig = Rig::new();
+    let Some(disk) = SmallDisk::mount(&rig.data("disk")) else { return };
+    let mut filler = File::create(disk.filler()).unwrap();
+    // To the last byte.
+    while filler.write_all(&[0; 4096]).is_ok() {}
+    let mut node = rig.node("disk/1", &rig.any_port(), &["--bootstrap"]);
+    assert_eq!(node.end(), Some(1));
+    let stderr = node.stderr();
+    assert!(stderr.contains("No space left") && stderr.lines().count() <= 2, "{stderr}");
+}

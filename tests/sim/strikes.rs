@@ -1,0 +1,167 @@
+//! What each fault does to the ring.
+//!
+//! Faults choose their victims among whatever is there when they strike. Two limits are kept, because
+//! the design promises nothing beyond them: disks are lost one at a time and only where every set
+//! of owners keeps a majority, and somebody always stays when the others leave (but for the one
+//! fault that asks all to leave, which the ring must refuse by stopping).
+
+use crate::client;
+use crate::cluster::{Cluster, Seat};
+use crate::counts::Kind;
+use crate::env::{Event, Index, MS, SECOND, index_of};
+use crate::faults::Fault;
+use thrifty::core::layout::{Phase, Replicas};
+use thrifty::core::token::Segment;
+
+impl Cluster {
+    /// Lets something go wrong.
+    pub(crate) fn strike(&mut self, fault: Fault) {
+        let running = self.running();
+        let Some(victim) = client::choose(&mut self.env, &running) else { return };
+        self.env.note(|| format!("fault: {fault:?}, perhaps of {victim}"));
+        match fault {
+            Fault::Crash => {
+                self.crash(victim);
+                self.restart_later(victim, self.env.plan.down);
+            }
+            Fault::CrashAll => {
+                self.env.count(Kind::CrashAll);
+                for index in running {
+                    self.crash(index);
+                    self.restart_later(index, self.env.plan.down);
+                }
+            }
+            Fault::Kill => self.kill(victim),
+            Fault::Cut => {
+                self.env.count(Kind::Cut);
+                let side = match self.env.rng.below(3) {
+                    0 => 1 << victim,
+                    _ => self.env.rng.next() as u32,
+                };
+                self.env.gossip.cut(Some(side), self.env.now);
+                let delay = self.env.rng.range(50 * MS, 2 * SECOND);
+                self.env.after(delay, Event::CutEnds);
+            }
+            Fault::Deaf => {
+                self.env.count(Kind::Deaf);
+                let nodes = self.some_nodes(victim);
+                let longest = self.env.rng.pick(&[500 * MS, 2 * SECOND, 6 * SECOND]);
+                let until = self.env.now + self.env.rng.range(50 * MS, longest);
+                self.env.gossip.deafen(nodes, until);
+            }
+            Fault::Numb => {
+                self.env.count(Kind::Numb);
+                let nodes = self.some_nodes(victim);
+                let until = self.env.now + self.env.rng.range(50 * MS, 2 * SECOND);
+                self.env.gossip.numb(nodes, until);
+            }
+            Fault::Doubt => {
+                self.env.count(Kind::Doubt);
+                let pullers =
+                    self.env.checker.newest().map(|layout| layout.all_pullers()).unwrap_or_default();
+                let pullers: Vec<Index> = pullers.into_iter().map(index_of).collect();
+                let subject = client::choose(&mut self.env, &pullers).unwrap_or(victim);
+                let until = self.env.now + self.env.rng.range(100 * MS, 400 * MS);
+                for observer in running {
+                    self.env.gossip.mistake(observer, subject, until);
+                }
+            }
+            Fault::Mistake => {
+                self.env.count(Kind::Mistake);
+                let observer = self.env.rng.pick(&running);
+                let until = self.env.now + self.env.rng.range(50 * MS, 2 * SECOND);
+                self.env.gossip.mistake(observer, victim, until);
+            }
+            Fault::ClockJump => {
+                self.env.count(Kind::ClockJump);
+                let skew = self.env.rng.below(20_000) as i64 - 10_000;
+                self.seats[victim].skew_ms = skew;
+                if let Some(process) = &mut self.seats[victim].process {
+                    process.skew_ms = skew;
+                }
+            }
+            Fault::DiskFull => {
+                self.env.count(Kind::DiskFull);
+                if let Some(process) = &self.seats[victim].process {
+                    process.replica.set_full(true);
+                }
+                let delay = self.env.rng.range(50 * MS, SECOND);
+                self.env.after(delay, Event::DiskEmptied(victim));
+            }
+            // Several at once make one transition that replaces several owners of a segment.
+            Fault::Join => (0..=self.env.rng.below(3)).for_each(|_| self.join()),
+            Fault::Leave => self.some_leave(),
+            Fault::LeaveAll => running.into_iter().for_each(|index| self.leave(index)),
+            Fault::Removal => {
+                let down: Vec<Index> =
+                    (0..self.seats.len()).filter(|&index| !self.seats[index].alive).collect();
+                if let Some(index) = client::choose(&mut self.env, &down) {
+                    self.ask_removal(index);
+                }
+            }
+        }
+    }
+
+    /// One node, or about a quarter of all.
+    fn some_nodes(&mut self, one: Index) -> u32 {
+        let few = self.env.rng.next() & self.env.rng.next();
+        if self.env.rng.chance(500) { 1 << one } else { few as u32 }
+    }
+
+    /// Owners of one segment leave, one of them or several, as long as somebody stays.
+    fn some_leave(&mut self) {
+        let Some(layout) = self.env.checker.newest().cloned() else { return };
+        let segment = Segment(self.env.rng.below(layout.segments.get() as u64) as u16);
+        let mut owners: Vec<Index> = layout.current_owners(segment).map(index_of).collect();
+        for _ in 0..=self.env.rng.below(3) {
+            let staying = |seat: &&Seat| !seat.gone && !seat.dead && !seat.wants_out;
+            if self.seats.iter().filter(staying).count() > 1 && !owners.is_empty() {
+                let at = self.env.rng.below(owners.len() as u64) as usize;
+                self.leave(owners.swap_remove(at));
+            }
+        }
+    }
+
+    fn leave(&mut self, index: Index) {
+        let seat = &mut self.seats[index];
+        let Some(process) = seat.process.as_mut().filter(|process| process.disk.settled) else { return };
+        if !seat.wants_out {
+            self.env.count(Kind::Leave);
+            seat.wants_out = true;
+            process.leave();
+        }
+    }
+
+    /// An operator says everywhere that a node is gone. Only a majority that agrees makes it so.
+    pub(crate) fn ask_removal(&mut self, index: Index) {
+        self.env.count(Kind::Removal);
+        let id = self.seats[index].member.id;
+        for seat in &mut self.seats {
+            if let Some(process) = &mut seat.process {
+                process.membership.ask_removal(id);
+            }
+        }
+    }
+
+    /// A node is lost with all it had, if each set of owners keeps a majority without it, now and
+    /// in a change that may be under way, and if no other that was lost is still counted on.
+    fn kill(&mut self, index: Index) {
+        let Some(layout) = self.env.checker.newest().cloned() else { return };
+        let counted_on = |seat: &Seat| seat.dead && layout.is_member(seat.member.id);
+        let leaving =
+            self.seats.iter().filter(|seat| seat.wants_out && layout.is_member(seat.member.id)).count();
+        let enough = match layout.replicas {
+            Replicas::Count(count) => count >= 3,
+            Replicas::All => true,
+        };
+        let staying = layout.members.len().saturating_sub(leaving);
+        if layout.phase != Phase::Stable || staying < 4 || !enough || self.seats.iter().any(counted_on) {
+            return;
+        }
+        self.env.count(Kind::Killed);
+        self.env.note(|| format!("{index} is lost for good"));
+        self.crash(index);
+        self.seats[index].dead = true;
+        self.seats[index].disk = None;
+    }
+}
