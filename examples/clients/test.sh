@@ -7,18 +7,6 @@
 # are missing, and only then.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-root=$(cd "$here/../.." && pwd)
-binaries=$(cd "${1:-$root/target/debug}" && pwd)
-work=$root/target/clients
-mkdir -p "$work/logs" "$work/node"
-
-export PYTHONDONTWRITEBYTECODE=1
-# gRPC would take a proxy for these addresses, too.
-export no_grpc_proxy=127.9.8.7
-# Only what is said here counts for the server.
-unset "${!THRIFTY_@}"
-
 passed=0 failed=0 pids=()
 
 finish() {
@@ -31,6 +19,20 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+binaries=$(cd "${1:-$root/target/debug}" && pwd)
+work=$root/target/clients
+# Nothing may be read from the log of an earlier run.
+rm -rf "$work/logs"
+mkdir -p "$work/logs" "$work/node"
+
+export PYTHONDONTWRITEBYTECODE=1
+# gRPC would take a proxy for these addresses, too.
+export no_grpc_proxy=127.9.8.7
+# Only what is said here counts for the server.
+unset "${!THRIFTY_@}"
 
 # ---- What has to be there -------------------------------------------------------------------
 
@@ -51,7 +53,7 @@ bash "$here/python/setup.sh" "$work/python"
 # Modules are found beside the script that imports them, so the script is copied to them. It lies
 # as deep there as here, and finds proto/ the same way.
 cp "$here/node/package.json" "$here/node/client.mjs" "$work/node/"
-(cd "$work/node" && npm install --silent --no-package-lock --no-audit --no-fund --no-update-notifier)
+(cd "$work/node" && npm install --silent --ignore-scripts --no-package-lock --no-audit --no-fund --no-update-notifier)
 
 # ---- How things are checked -----------------------------------------------------------------
 
@@ -79,7 +81,8 @@ address() {
     local pid=$1 log=$2 found
     local until=$((SECONDS + 30))
     while [ "$SECONDS" -lt "$until" ]; do
-        found=$(sed -n 's/.*listens on \([^ ,]*\).*/\1/p' "$log")
+        # The log is there as soon as the process is.
+        found=$(sed -n 's/.*listens on \([^ ,]*\).*/\1/p' "$log" 2>/dev/null || true)
         if [ -n "$found" ]; then
             echo "$found"
             return
@@ -88,7 +91,7 @@ address() {
         sleep 0.05
     done
     echo "it did not say where it listens:" >&2
-    cat "$log" >&2
+    cat "$log" >&2 || true
     return 1
 }
 

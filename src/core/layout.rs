@@ -354,9 +354,6 @@ impl Layout {
     /// Whether enough old owners have installed this ReadNew that no read of the old table can
     /// succeed any more. `installed` says which nodes have.
     pub fn old_reads_are_over(&self, installed: &BTreeSet<NodeId>) -> bool {
-        if planted(Mutant::ReadNewLeftEarly) {
-            return true;
-        }
         self.segments.all().all(|segment| {
             let old: Vec<_> = self.current_owners(segment).collect();
             let there = old.iter().filter(|id| installed.contains(id)).count();

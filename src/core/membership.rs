@@ -242,10 +242,10 @@ impl Membership {
     }
 
     fn send_report(&mut self, now: Moment, view: View, out: &mut Vec<Output>) {
-        let due = self.reported.as_ref().is_none_or(|(at, said)| {
-            now.saturating_sub(*at) >= HEARTBEAT
-                || Report { progress: said.progress, ..self.report.clone() } != *said
-        });
+        // News is due at once, progress too: a claimant that is impatient must not miss it.
+        let due =
+            |(at, said): &(Moment, Report)| now.saturating_sub(*at) >= HEARTBEAT || *said != self.report;
+        let due = self.reported.as_ref().is_none_or(due);
         if !due || !self.is_member() {
             return;
         }

@@ -5,17 +5,27 @@
 
 /// A planted bug.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "the names say it; docs/mutants.md tells what each breaks")]
 pub enum Mutant {
+    /// A replica takes writes of another epoch.
     UnfencedWrites,
+    /// A replica answers reads of another epoch.
     UnfencedReads,
+    /// A source serves a snapshot before it has installed the puller's Dual: a write of the old
+    /// epoch may still follow.
     SnapshotBeforeInstall,
+    /// In a transition writes (and write-backs) go to the old owners only.
     DualWritesOldSetOnly,
-    ReadNewLeftEarly,
+    /// Reads move on to the new owners before all of these have gathered their segments.
+    ReadNewBeforeSynced,
+    /// A node drops what the next table gives to others while the transition may still be given up.
     DroppedBeforeStable,
+    /// A read returns the greatest version met, whoever else holds it.
     ReadWithoutWriteBack,
-    NewerCopyCountsAsWriteBack,
+    /// A newer copy that superseded a write counts as having accepted it.
+    SupersededCountsAsAccepted,
+    /// Accepts of an older epoch go on counting at the next.
     AcceptsAddedAcrossEpochs,
+    /// An answer names a version that isn't durable yet.
     UnsyncedReported,
 }
 
@@ -26,10 +36,10 @@ impl Mutant {
         Mutant::UnfencedReads,
         Mutant::SnapshotBeforeInstall,
         Mutant::DualWritesOldSetOnly,
-        Mutant::ReadNewLeftEarly,
+        Mutant::ReadNewBeforeSynced,
         Mutant::DroppedBeforeStable,
         Mutant::ReadWithoutWriteBack,
-        Mutant::NewerCopyCountsAsWriteBack,
+        Mutant::SupersededCountsAsAccepted,
         Mutant::AcceptsAddedAcrossEpochs,
         Mutant::UnsyncedReported,
     ];

@@ -265,9 +265,10 @@ impl Read {
         }
     }
 
-    /// The greatest version that anybody is known to hold.
+    /// The greatest version that was met, be its holder silent by now.
     fn greatest(&self) -> Option<Version> {
-        self.known.iter().filter_map(|(id, _)| self.version_at(*id)).max()
+        let known = self.known.iter().filter_map(|(id, _)| self.version_at(*id)).max();
+        known.max(self.record.as_ref().map(|record| record.version))
     }
 
     /// Whether a quorum of the read set has answered, so that the greatest version met is the one
@@ -329,11 +330,7 @@ impl Read {
     }
 
     fn holds(&self, id: NodeId, target: Version) -> bool {
-        self.known.iter().any(|(known, knowledge)| {
-            let newer = matches!(knowledge, Knowledge::Holds(version) if *version > target);
-            let counts = newer && planted(Mutant::NewerCopyCountsAsWriteBack);
-            *known == id && (*knowledge == Knowledge::Holds(target) || counts)
-        })
+        self.known.contains(&(id, Knowledge::Holds(target)))
     }
 
     fn quorum_holds(&self, target: Version) -> bool {
@@ -511,6 +508,22 @@ mod tests {
         let more = answer(&mut read, other, Answer::Silence);
         let [Action::Ask(third, _, Ask::Version)] = more[..] else { panic!("{more:?}") };
         answer(&mut read, third, Answer::Version(version(5)));
+        assert_eq!(done(&read), Some(Some(5)));
+    }
+
+    #[test]
+    fn a_record_whose_holder_falls_silent_is_still_written_back() {
+        let ring = ring_of(3, 3, 4);
+        let (mut read, asked) = start(&ring, Consistency::Quorum, false);
+        let [Action::Ask(me, ..), Action::Ask(other, ..)] = asked[..] else { panic!() };
+        answer(&mut read, me, Answer::Record(Some(record(5))));
+        answer(&mut read, me, Answer::Silence);
+        let third = everyone(&read.sets).into_iter().find(|id| *id != me && *id != other).unwrap();
+        answer(&mut read, other, Answer::Version(version(3)));
+        answer(&mut read, third, Answer::Version(version(3)));
+        for id in [other, third] {
+            answer(&mut read, id, Answer::Accepted(version(5)));
+        }
         assert_eq!(done(&read), Some(Some(5)));
     }
 

@@ -16,6 +16,7 @@
 //! propose has to win a ballot.
 
 use crate::core::layout::{Layout, Member, Phase, Standing};
+use crate::core::mutants::{Mutant, planted};
 use crate::core::node::{Liveness, Moment, NodeId};
 use crate::core::token::Epoch;
 use std::collections::{BTreeMap, BTreeSet};
@@ -294,7 +295,8 @@ impl Desk {
                 && self.leaving(m.id, now)
                 && !(synced(&m.id) || failed(m.id) || stuck(m.id))
         };
-        (missing.is_empty() && !layout.members.iter().any(offering)).then_some(Change::ReadNew)
+        let gathered = missing.is_empty() || planted(Mutant::ReadNewBeforeSynced);
+        (gathered && !layout.members.iter().any(offering)).then_some(Change::ReadNew)
     }
 }
 

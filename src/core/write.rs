@@ -175,6 +175,7 @@ impl Write {
         }
         match answer {
             Answer::Accepted(_) => self.tally.yes(from),
+            Answer::Superseded(_) if planted(Mutant::SupersededCountsAsAccepted) => self.tally.yes(from),
             Answer::Superseded(_) => self.tally.no(from),
             Answer::NoSpace => {
                 self.no_space = true;

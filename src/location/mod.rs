@@ -95,6 +95,9 @@ impl Default for LocationConfig {
 /// survives one failure without losing its majority.
 pub const DEFAULT_REPLICAS: Replicas = Replicas::Count(3);
 
+/// A layout that was asked for and has not come is asked for again after this.
+const FETCH_AGAIN: Duration = Duration::from_millis(250);
+
 /// What went wrong for good: the node can't go on.
 #[derive(Debug, thiserror::Error)]
 pub enum LocationError {
@@ -288,11 +291,17 @@ impl Location {
     /// installed here. `None` if that took too long.
     pub async fn catch_up(&self, from: NodeId, epoch: Epoch, deadline: Instant) -> Option<Arc<Layout>> {
         let mut layouts = self.watch();
-        if self.layout().is_none_or(|layout| layout.epoch < epoch) {
-            self.shared.events.send(agent::Event::Pull(from)).await.ok()?;
+        while Instant::now() < deadline {
+            if self.layout().is_none_or(|layout| layout.epoch < epoch) {
+                self.shared.events.send(agent::Event::Pull(from)).await.ok()?;
+            }
+            let there = layouts.wait_for(|layout| layout.as_ref().is_some_and(|l| l.epoch >= epoch));
+            let again = deadline.min(Instant::now() + FETCH_AGAIN);
+            if let Ok(layout) = tokio::time::timeout_at(again, there).await {
+                return layout.ok()?.clone();
+            }
         }
-        let there = layouts.wait_for(|layout| layout.as_ref().is_some_and(|l| l.epoch >= epoch));
-        tokio::time::timeout_at(deadline, there).await.ok()?.ok()?.clone()
+        None
     }
 
     /// Asks the ring to let this node go. It goes on until its segments are taken over; see

@@ -104,7 +104,7 @@ impl<E: Engine> Replica<E> {
             durable: AtomicU64::new(0),
             full: AtomicBool::new(false),
         };
-        replica.drop_leftovers(&layout)?;
+        replica.tidy()?;
         Ok(replica)
     }
 
@@ -142,30 +142,27 @@ impl<E: Engine> Replica<E> {
     }
 
     /// Installs a layout that is durable already. From its return on, nothing of an older epoch is
-    /// served. Segments that a *Stable* layout gives to others are dropped, no earlier.
-    pub fn install(&self, layout: Arc<Layout>) -> Result<(), StorageError> {
-        {
-            let mut installed = self.installed.write().unwrap_or_else(PoisonError::into_inner);
-            if layout.ring == installed.ring && layout.epoch <= installed.epoch {
-                return Ok(());
-            }
-            *installed = layout.clone();
+    /// served.
+    pub fn install(&self, layout: Arc<Layout>) {
+        let mut installed = self.installed.write().unwrap_or_else(PoisonError::into_inner);
+        if layout.ring != installed.ring || layout.epoch > installed.epoch {
+            *installed = layout;
         }
-        self.drop_leftovers(&layout)
     }
 
-    fn drop_leftovers(&self, layout: &Layout) -> Result<(), StorageError> {
-        let early = planted(Mutant::DroppedBeforeStable) && layout.phase == Phase::ReadNew;
-        if layout.phase != Phase::Stable && !early {
-            return Ok(());
-        }
-        let keeps: BTreeSet<Slot> = if early {
-            layout.settled().slots(self.me).into_iter().collect()
-        } else {
-            layout.slots(self.me).into_iter().collect()
+    /// Drops what this node holds no longer: segments that the installed layout, if it is *Stable*,
+    /// gives to others, and leftovers of earlier tenures. May take long; a layout that is installed
+    /// meanwhile is not harmed, since what it gives is kept under slots of its own.
+    pub fn tidy(&self) -> Result<(), StorageError> {
+        let layout = self.layout();
+        let early = planted(Mutant::DroppedBeforeStable) && layout.phase == Phase::Dual;
+        let keeps: BTreeSet<Slot> = match layout.phase {
+            Phase::Stable => layout.slots(self.me).into_iter().collect(),
+            _ if early => layout.settled().slots(self.me).into_iter().collect(),
+            _ => return Ok(()),
         };
         for (slot, _) in self.engine.slots() {
-            if !keeps.contains(&slot) {
+            if slot.acquired <= layout.epoch && !keeps.contains(&slot) {
                 self.engine.drop_slot(slot)?;
             }
         }

@@ -219,12 +219,27 @@ impl Store {
             }
             tokio::select! {
                 biased;
-                (node, epoch, answer) = waiting.next() => machine.answered(node, epoch, answer, self.now(), &mut actions),
+                (node, epoch, answer) = waiting.next() => {
+                    self.learn(&answer);
+                    machine.answered(node, epoch, answer, self.now(), &mut actions);
+                }
                 () = &mut tick => {
                     tick.as_mut().reset(Instant::now() + TICK);
                     machine.tick(self.now(), &mut actions);
                 }
             }
+        }
+    }
+
+    /// A newer version somewhere moves this node's clock, so that its next write is newer still.
+    fn learn(&self, answer: &Answer) {
+        let version = match answer {
+            Answer::Superseded(version) | Answer::Version(version) => *version,
+            Answer::Record(Some(record)) => record.version,
+            _ => return,
+        };
+        if let Ok(replica) = self.replica() {
+            replica.clock().observe(version.hlc);
         }
     }
 

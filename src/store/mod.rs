@@ -218,7 +218,16 @@ impl Store {
 impl SegmentHost for Store {
     fn install(&self, layout: Arc<Layout>) -> Result<(), StorageError> {
         if let Some(committer) = self.0.committer.get() {
-            return committer.replica().install(layout);
+            committer.replica().install(layout);
+            // Dropping what others own by now may take long, and nobody has to wait for it.
+            let store = self.clone();
+            tokio::task::spawn_blocking(move || {
+                let Some(committer) = store.0.committer.get() else { return };
+                if let Err(error) = committer.replica().tidy() {
+                    committer.fail(&error);
+                }
+            });
+            return Ok(());
         }
         let clock = Clock::resume(self.0.clock_mark);
         let replica = Arc::new(Replica::new(self.0.me, self.0.engine.clone(), layout, clock)?);

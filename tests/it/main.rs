@@ -5,12 +5,13 @@
 //! take turns (see [`rig::Rig::without_flags`]). Nothing here sleeps in the hope that something has
 //! happened by then: every wait is for a condition, with a deadline.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
+
 mod load;
 mod rig;
 
 mod at_once;
 mod bad_input;
-
 mod full_disk;
 mod services;
 mod stories_change;

@@ -327,7 +327,7 @@ impl Rig {
         loop {
             let all: Vec<_> = addresses.iter().map(|address| self.status(address)).collect();
             if let Some(all) = all.iter().cloned().collect::<Option<Vec<_>>>()
-                && all.iter().all(|status| settled(status))
+                && all.iter().all(settled)
                 && all.iter().all(|s| (s.epoch, &s.ring_id) == (all[0].epoch, &all[0].ring_id))
                 && let Some(status) = all.into_iter().next()
             {

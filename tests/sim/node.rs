@@ -247,7 +247,8 @@ impl Process {
             env.after(delay, Event::Ambush);
         }
         self.disk.layout = Some(layout.clone());
-        self.replica.install(layout.clone()).expect("no engine fails here");
+        self.replica.install(layout.clone());
+        self.replica.tidy().expect("no engine fails here");
         self.membership.installed(layout.clone(), env.moment());
         self.wanted = self.wanted.filter(|(_, epoch)| *epoch > layout.epoch);
         self.stand(env);

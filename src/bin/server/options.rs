@@ -100,7 +100,7 @@ pub(crate) struct Options {
     remove_after: u64,
 
     /// After how long without progress a handover is given up and tried again later.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(2..))]
     pull_timeout: u64,
 
     /// What SIGTERM does: `leave` hands over and leaves the ring, `stop` stays a member (for a service
