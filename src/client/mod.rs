@@ -5,6 +5,9 @@
 //! layout in the background of the next request. If the owner can't be reached at all, any other
 //! node is as good, since every node forwards.
 //!
+//! A node that let a request run out of time is shunned for a few seconds, so that one that hangs
+//! costs each client one request and not a share of all.
+//!
 //! What is safe to try again is tried again here: a request of which nothing was done. A request
 //! whose outcome is unknown is handed back as such ([`ClientError::OutcomeUnknown`]): sending it
 //! again would make a second version of one request, and only the caller knows whether it minds.
@@ -22,7 +25,7 @@ use crate::wire::{MAX_MESSAGE_BYTES, convert};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -127,16 +130,27 @@ pub struct Removed {
     pub dropped: Vec<NodeId>,
 }
 
+/// For how long a node that let a request run out of time is asked only if no other is left: about
+/// what the ring itself takes to see that it hangs.
+const SHUN_MS: u64 = 3_000;
+
 struct Node {
     address: Address,
     channels: Vec<Channel>,
     next: AtomicUsize,
+    /// Until when it is shunned, in milliseconds since the client was made.
+    shunned_until: AtomicU64,
 }
 
 impl Node {
     fn new(address: &Address, connections: usize) -> Self {
         let channels = (0..connections.max(1)).map(|_| channel::lazy(address)).collect();
-        Node { address: address.clone(), channels, next: AtomicUsize::new(0) }
+        Node {
+            address: address.clone(),
+            channels,
+            next: AtomicUsize::new(0),
+            shunned_until: AtomicU64::new(0),
+        }
     }
 
     fn channel(&self) -> Channel {
@@ -176,6 +190,7 @@ pub struct Client {
     routes: ArcSwap<Routes>,
     nodes: Mutex<HashMap<Address, Arc<Node>>>,
     turn: AtomicUsize,
+    started: Instant,
     refreshing: tokio::sync::Mutex<()>,
 }
 
@@ -232,6 +247,7 @@ impl Client {
                         routes: ArcSwap::new(Routes::new(layout)),
                         nodes: Mutex::default(),
                         turn: AtomicUsize::new(0),
+                        started: Instant::now(),
                         refreshing: tokio::sync::Mutex::new(()),
                     });
                 }
@@ -434,7 +450,11 @@ impl Client {
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
         let deadline = Instant::now() + self.config.timeout;
-        let first = self.coordinator(key);
+        let mut first = self.coordinator(key);
+        if self.is_shunned(&first) {
+            let others = self.route(key).into_iter().map(|address| self.node(&address));
+            first = others.into_iter().find(|node| !self.is_shunned(node)).unwrap_or(first);
+        }
         match send(first.channel(), self.request(message.clone(), self.config.timeout)).await {
             Ok(response) => Ok(response.into_inner()),
             Err(status) if never_sent(&status) => {
@@ -453,8 +473,22 @@ impl Client {
             Err(status) if retryable(&status) => {
                 Box::pin(self.call_again(key, message, send, deadline, Vec::new(), status)).await
             }
-            Err(status) => Err(explained(status, &first.address)),
+            Err(status) => {
+                if timed_out_here(&status) {
+                    first.shunned_until.store(self.elapsed_ms() + SHUN_MS, Ordering::Relaxed);
+                }
+                Err(explained(status, &first.address))
+            }
         }
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    fn is_shunned(&self, node: &Node) -> bool {
+        let until = node.shunned_until.load(Ordering::Relaxed);
+        until > 0 && self.elapsed_ms() < until
     }
 
     /// The rest of [`Client::call`] after a first try that did nothing and ended with `last`:
@@ -541,6 +575,12 @@ fn location(channel: Channel) -> LocationClient<Channel> {
 /// The connection could not even be made.
 fn never_sent(status: &Status) -> bool {
     crate::wire::status::never_connected(status)
+}
+
+/// No answer came in time: this side says so, not a node.
+fn timed_out_here(status: &Status) -> bool {
+    let made_here = std::error::Error::source(status).is_some();
+    made_here && matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
 }
 
 /// A status that this side made, because no answer came, says in words of its own who gave none.

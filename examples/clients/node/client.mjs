@@ -65,7 +65,7 @@ function failure({ code, details, metadata }, writes) {
   if (code === status.NOT_FOUND) return new Failure(NOT_FOUND, message);
   if (WRONG.includes(code)) return new Failure(USAGE, message);
   if (refused || code === status.RESOURCE_EXHAUSTED || !writes) {
-    return new Failure(NOTHING_DONE, `${message} (nothing was done: try again later)`);
+    return new Failure(NOTHING_DONE, `${message} (try again later)`);
   }
   // ABORTED, DEADLINE_EXCEEDED, a broken connection, and whatever else a write may end with.
   return new Failure(OUTCOME_UNKNOWN, `${message} (it may have happened or not: read before you repeat it)`);

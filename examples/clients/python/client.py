@@ -71,7 +71,7 @@ def failure(error, writes):
     if code in WRONG:
         return Failure(USAGE, message)
     if refused or code is StatusCode.RESOURCE_EXHAUSTED or not writes:
-        return Failure(NOTHING_DONE, f"{message} (nothing was done: try again later)")
+        return Failure(NOTHING_DONE, f"{message} (try again later)")
     # ABORTED, DEADLINE_EXCEEDED, a broken connection, and whatever else a write may end with.
     return Failure(OUTCOME_UNKNOWN, f"{message} (it may have happened or not: read before you repeat it)")
 
