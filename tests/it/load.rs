@@ -250,3 +250,30 @@ async fn read(client: Client, ledger: Arc<Ledger>, stop: Arc<AtomicBool>) {
         }
     }
 }
+
+#[test]
+fn the_ledger_tells_a_lost_write_from_a_good_read() {
+    let ledger = Ledger::new();
+    ledger.keys[0].lock().unwrap().attempts = 5;
+    let version = |hlc| Version { hlc, node: 1 };
+    let floor = Some((version(30), 3));
+    let check = |hlc, number: u64, good: bool| {
+        let value = format!("{} {number}", key(0)).into();
+        let found = Found {
+            value,
+            version: version(hlc),
+            content_type: String::new(),
+            consistency: Consistency::Quorum,
+        };
+        let judged = ledger.judge(0, floor, Some(&found));
+        assert_eq!(judged.is_ok(), good, "write {number} under {hlc}: {judged:?}");
+    };
+    check(30, 3, true);
+    check(40, 4, true);
+    check(20, 2, false);
+    check(30, 4, false);
+    check(40, 3, false);
+    check(40, 6, false);
+    assert!(ledger.judge(0, floor, None).is_err());
+    assert!(ledger.judge(0, None, None).is_ok());
+}
