@@ -59,6 +59,16 @@ pub enum Kind {
     Store,
 }
 
+impl Kind {
+    /// As it is printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Location => "location",
+            Kind::Store => "store",
+        }
+    }
+}
+
 /// Where the ring is between two tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {

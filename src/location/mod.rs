@@ -14,11 +14,13 @@
 //! - [`peers`]: calls to other nodes
 //! - [`gossip`]: SWIM by the `foca` crate, and what it sees of the members
 //! - [`discovery`]: finding a ring, or that there is none
+//! - `entry`: being taken into a ring, or making one
 //! - [`agent`]: the event loop
 //! - [`service`]: the gRPC services
 
 pub mod agent;
 pub mod discovery;
+mod entry;
 pub mod gossip;
 pub mod peers;
 pub mod service;

@@ -1,7 +1,7 @@
 //! The gRPC services `Location` and `LocationPeer`: checks what comes from outside, hands it to the
 //! agent, and answers what can be read off without it.
 
-use super::agent::{Event, kind_name};
+use super::agent::Event;
 use super::peers::Reply;
 use super::{Holdings, Location, Stage};
 use crate::core::layout::{Layout, Member, Phase, Standing};
@@ -164,7 +164,7 @@ impl Service {
             ));
         }
         if convert::kind(request.kind)? != layout.kind {
-            let kind = kind_name(layout.kind);
+            let kind = layout.kind.name();
             return refuse(format!(
                 "ring {:?} is of {kind} nodes: location and store nodes are never in one ring",
                 layout.name
