@@ -12,7 +12,7 @@ use crate::storage::StorageError;
 use crate::storage::engine::Engine;
 use crate::storage::vault::Vault;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 /// Writes that may wait for the committer. Past that their senders wait, and so on up to the door.
 const QUEUE: usize = 16_384;
@@ -35,22 +35,25 @@ const MAX_BATCH_BYTES: usize = 16 << 20;
 /// The engine of a running node.
 pub type AnyEngine = Arc<dyn Engine>;
 
+/// What is done with an answer that had to wait. Dropped unused, it means silence.
+pub type Done = Box<dyn FnOnce(Answer) + Send>;
+
 /// What becomes of a question to the node's own replica.
 #[derive(Debug)]
 pub enum Asked {
     /// It is answered.
     Now(Answer),
-    /// It will be. Dropped without an answer, it counts as silence.
-    Later(oneshot::Receiver<Answer>),
+    /// It will be, to the [`Done`] that the asker gave.
+    Later,
     /// The asker's epoch is newer: install its layout, then ask again.
     Behind(Request),
 }
 
 enum Job {
     /// Do this, and answer when it is durable.
-    Write(Request, oneshot::Sender<Answer>),
+    Write(Request, Done),
     /// This answer names something that isn't durable yet: let it out when it is.
-    Hold(Answer, oneshot::Sender<Answer>),
+    Hold(Answer, Done),
 }
 
 /// See the module's documentation.
@@ -102,18 +105,18 @@ impl Committer {
         &self.replica
     }
 
-    /// Puts a question to the replica.
-    pub async fn ask(&self, request: Request) -> Asked {
+    /// Puts a question to the replica; `done` is made only if the answer has to wait.
+    pub async fn ask(&self, request: Request, done: impl FnOnce() -> Done) -> Asked {
         if self.jobs.is_some() && matches!(request.ask, Ask::Write(_)) {
             if request.epoch > self.replica.layout().epoch {
                 return Asked::Behind(request);
             }
-            return self.commit(|done| Job::Write(request, done)).await;
+            return self.commit(Job::Write(request, done())).await;
         }
         let handled = self.replica.handle(std::slice::from_ref(&request));
         match handled.map(|mut all| all.pop()) {
             Ok(Some(Handled::Now(answer))) => Asked::Now(answer),
-            Ok(Some(Handled::AfterSync(answer, _))) => self.commit(|done| Job::Hold(answer, done)).await,
+            Ok(Some(Handled::AfterSync(answer, _))) => self.commit(Job::Hold(answer, done())).await,
             Ok(Some(Handled::Behind)) => Asked::Behind(request),
             Ok(None) => Asked::Now(Answer::Silence),
             Err(error) => {
@@ -123,13 +126,12 @@ impl Committer {
         }
     }
 
-    async fn commit(&self, job: impl FnOnce(oneshot::Sender<Answer>) -> Job) -> Asked {
-        let (done, answer) = oneshot::channel();
+    async fn commit(&self, job: Job) -> Asked {
         if let Some(jobs) = &self.jobs {
-            // A committer that is gone drops `done`, which counts as silence.
-            let _gone = jobs.send(job(done)).await;
+            // A committer that is gone drops the job, which means silence.
+            let _gone = jobs.send(job).await;
         }
-        Asked::Later(answer)
+        Asked::Later
     }
 
     /// The engine failed: nothing that this node says can be relied on any more.
@@ -213,14 +215,14 @@ fn commit_all(
 }
 
 /// Answers that have become durable together.
-type Batch = Vec<(Answer, oneshot::Sender<Answer>)>;
+type Batch = Vec<(Answer, Done)>;
 
 /// Hands answers out on the runtime's own threads: the committer wakes it once a batch, not once an
 /// answer, and what is answered together travels together.
 async fn let_out(mut released: mpsc::UnboundedReceiver<Batch>) {
     while let Some(batch) = released.recv().await {
         for (answer, done) in batch {
-            let _asker_gone = done.send(answer);
+            done(answer);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Carries out one client request as the key's coordinator: drives the core's [`Write`] and
 //! [`Read`] with answers of replicas, layouts and time.
 
-use super::commit::Asked;
+use super::commit::{Asked, Done};
 use super::link::{Replies, Reply};
 use super::{Store, answer_from_wire};
 use crate::core::layout::Layout;
@@ -254,9 +254,15 @@ impl Store {
         if node == self.location().me() {
             let Ok(committer) = self.committer() else { return Ok(Answer::Silence) };
             let request = Request { epoch, key: key.clone(), ask };
-            return match committer.ask(request).await {
+            let mut coming = None;
+            let done = || -> Done {
+                let (done, answer) = oneshot::channel();
+                coming = Some(answer);
+                Box::new(move |answer| _ = done.send(answer))
+            };
+            return match committer.ask(request, done).await {
                 Asked::Now(answer) => Ok(answer),
-                Asked::Later(answer) => Err(Coming::Own(answer)),
+                Asked::Later => coming.map_or(Ok(Answer::Silence), |answer| Err(Coming::Own(answer))),
                 // The layout that this request goes by was installed here first.
                 Asked::Behind(_) => Ok(Answer::Silence),
             };

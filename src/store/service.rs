@@ -1,6 +1,6 @@
 //! The gRPC services `Store` and `StorePeer`.
 
-use super::commit::Asked;
+use super::commit::{Asked, Done};
 use super::link::Answers;
 use super::routing::Ended;
 use super::{Store, answer_to_wire, handoff};
@@ -187,9 +187,6 @@ impl Store {
         answers: &UnboundedSender<pb::Answer>,
     ) -> Result<(), Status> {
         let number = question.number;
-        let reply = move |answers: &UnboundedSender<pb::Answer>, answer: answer::Answer| {
-            let _link_gone = answers.send(pb::Answer { number, answer: Some(answer) });
-        };
         let request = match question.ask.ok_or(Malformed::Missing("a question"))? {
             question::Ask::Forward(forward) => {
                 let request = forward.request.ok_or(Malformed::Missing("a forwarded request"))?;
@@ -200,7 +197,7 @@ impl Store {
                         Ended::Answer(answer) => answer,
                         Ended::NotOwner(epoch) => answer::Answer::NotOwnerEpoch(epoch),
                     };
-                    reply(&answers, answer);
+                    let _link_gone = answers.send(pb::Answer { number, answer: Some(answer) });
                 });
                 return Ok(());
             }
@@ -215,38 +212,46 @@ impl Store {
                 ReplicaRequest { epoch: read.epoch, key: read.key, ask }
             }
         };
-        match self.committer()?.ask(request).await {
-            Asked::Now(answer) => reply(answers, answer_to_wire(answer)),
-            Asked::Later(later) => {
-                let answers = answers.clone();
-                tokio::spawn(async move {
-                    let answer = later.await.unwrap_or(Answer::Silence);
-                    reply(&answers, answer_to_wire(answer));
-                });
-            }
+        match self.committer()?.ask(request, || send_back_later(answers, number)).await {
+            Asked::Now(answer) => send_back(answers, number, answer),
+            Asked::Later => {}
             Asked::Behind(request) => {
                 let (store, answers) = (self.clone(), answers.clone());
-                tokio::spawn(async move {
-                    let answer = store.answer_when_there(from, request).await;
-                    reply(&answers, answer_to_wire(answer));
-                });
+                tokio::spawn(async move { store.answer_when_there(from, request, &answers, number).await });
             }
         }
         Ok(())
     }
 
     /// Fetches the asker's layout first, then answers.
-    async fn answer_when_there(&self, from: NodeId, request: ReplicaRequest) -> Answer {
-        if self.reach(from, request.epoch).await.is_err() {
-            return Answer::Silence;
-        }
-        let Ok(committer) = self.committer() else { return Answer::Silence };
-        match committer.ask(request).await {
-            Asked::Now(answer) => answer,
-            Asked::Later(later) => later.await.unwrap_or(Answer::Silence),
-            Asked::Behind(_) => Answer::Silence,
+    async fn answer_when_there(
+        &self,
+        from: NodeId,
+        request: ReplicaRequest,
+        answers: &UnboundedSender<pb::Answer>,
+        number: u64,
+    ) {
+        let asked = match (self.reach(from, request.epoch).await, self.committer()) {
+            (Ok(()), Ok(committer)) => committer.ask(request, || send_back_later(answers, number)).await,
+            _ => Asked::Now(Answer::Silence),
+        };
+        match asked {
+            Asked::Now(answer) => send_back(answers, number, answer),
+            Asked::Later => {}
+            Asked::Behind(_) => send_back(answers, number, Answer::Silence),
         }
     }
+}
+
+/// Sends an answer back over the link that its question came by.
+fn send_back(answers: &UnboundedSender<pb::Answer>, number: u64, answer: Answer) {
+    let _link_gone = answers.send(pb::Answer { number, answer: Some(answer_to_wire(answer)) });
+}
+
+/// The same, once there is an answer.
+fn send_back_later(answers: &UnboundedSender<pb::Answer>, number: u64) -> Done {
+    let answers = answers.clone();
+    Box::new(move |answer| send_back(&answers, number, answer))
 }
 
 #[cfg(test)]
