@@ -28,6 +28,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The most members a ring may have: indexes are 16 bits wide and one value means "vacant".
 pub const MAX_MEMBERS: usize = u16::MAX as usize;
 
+/// No ring gets so far; an epoch above it is nonsense from outside, and counting on from it would
+/// overflow.
+const MAX_EPOCH: Epoch = 1 << 62;
+
 /// The longest ring name and zone name, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
 
@@ -523,7 +527,7 @@ impl Layout {
     /// Checks what the rest of the program relies on, for layouts from outside.
     pub fn validate(&self) -> Result<(), BadLayout> {
         let check = |holds: bool, what| if holds { Ok(()) } else { Err(BadLayout(what)) };
-        check(self.epoch > 0, "epoch 0")?;
+        check((1..=MAX_EPOCH).contains(&self.epoch), "its epoch is out of range")?;
         check(
             !self.name.is_empty() && self.name.len() <= MAX_NAME_BYTES,
             "the ring's name is empty or too long",
@@ -696,6 +700,7 @@ pub(crate) mod tests {
             assert!(bad.validate().is_err());
         };
         check(|l| l.epoch = 0);
+        check(|l| l.epoch = u64::MAX);
         check(|l| l.members.clear());
         check(|l| l.members.reverse());
         check(|l| l.phase = Phase::Dual);

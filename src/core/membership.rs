@@ -11,7 +11,7 @@
 //! Left out on purpose: who is alive. That comes in as a function of the member, from gossip.
 
 use crate::core::ballot::{Ballot, Mandate, Proposal, Vote};
-use crate::core::layout::{Layout, Member, Standing};
+use crate::core::layout::{Layout, Member};
 use crate::core::node::{Liveness, Moment, NodeId};
 use crate::core::token::Epoch;
 use crate::core::transition::{Change, Desk, Patience, Report};
@@ -257,7 +257,8 @@ impl Membership {
     }
 
     fn attempt(&mut self, change: Change, now: Moment, view: View, out: &mut Vec<Output>) {
-        self.highest_round += 1;
+        // Ballots come from outside: an absurd one must not overflow. It can't be outbid either.
+        self.highest_round = self.highest_round.saturating_add(1);
         let ballot = Ballot::new(self.highest_round, self.me);
         let proposal = Proposal::new(ballot, self.layout.voters());
         self.attempt = Some(Attempt { proposal, change, since: now });
@@ -406,13 +407,6 @@ impl Membership {
                 out.push(Output::Send(from, Message::Install(self.layout.clone())));
             }
             return;
-        }
-        // A member that keeps nothing, whose address answers under another id, is gone for good.
-        let replaced =
-            |m: &&Member| m.address == member.address && !m.durable && m.standing == Standing::Staying;
-        let replaced = self.layout.members.iter().find(replaced).map(|m| m.id);
-        if let Some(id) = replaced {
-            self.desk.ask_removal(id);
         }
         match self.claimant(view) {
             Some(id) if id != self.me && id != from => out.push(Output::Send(id, Message::Join(member))),

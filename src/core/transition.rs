@@ -163,7 +163,7 @@ impl Desk {
         self.joins.insert(member.id, Heard { what: member, at: now, moved: now });
     }
 
-    /// An operator, or the return of its address under another id, says that a member is gone.
+    /// An operator says that a member is gone.
     pub fn ask_removal(&mut self, id: NodeId) {
         self.removals.insert(id);
     }
@@ -251,7 +251,12 @@ impl Desk {
         let leaves: BTreeSet<_> = layout.ids().filter(|id| self.leaving(*id, now)).collect();
         let long_down = |since: &Moment| now.saturating_sub(*since) >= self.patience.remove_after;
         let expired = self.down_since.iter().filter(|(_, since)| long_down(since)).map(|(id, _)| *id);
-        let mut removals: BTreeSet<_> = expired.chain(self.removals.iter().copied()).collect();
+        // A member that keeps nothing, whose address answers under another id, is gone for good.
+        let others = || layout.members.iter().chain(&joins);
+        let replaced = |m: &&Member| !m.durable && others().any(|o| o.id != m.id && o.address == m.address);
+        let replaced = layout.members.iter().filter(replaced).map(|m| m.id);
+        let mut removals: BTreeSet<_> =
+            expired.chain(replaced).chain(self.removals.iter().copied()).collect();
         removals.retain(|id| liveness(*id) == Liveness::Down && layout.is_member(*id));
         if joins.is_empty() && leaves.is_empty() && removals.is_empty() {
             self.wished_since = None;
@@ -394,6 +399,22 @@ mod tests {
         assert_eq!(change.apply(&ring, &BTreeSet::new()), None);
         let agreed = change.apply(&ring, &BTreeSet::from([NodeId(2)])).unwrap();
         assert!(!agreed.read_new().settled().is_member(NodeId(2)));
+    }
+
+    #[test]
+    fn a_member_that_keeps_nothing_is_gone_once_its_address_answers_under_another_id() {
+        for (durable, expected) in [(false, BTreeSet::from([NodeId(2)])), (true, BTreeSet::new())] {
+            let (mut desk, mut ring) = (Desk::new(Patience::default()), ring_of(3, 3, 8));
+            ring.members[1].durable = durable;
+            let down: &dyn Fn(NodeId) -> Liveness =
+                &|id| if id.0 == 2 { Liveness::Down } else { Liveness::Up };
+            for at in [1.0, 1.5] {
+                desk.hear_join(Member { address: ring.members[1].address.clone(), ..member(9) }, secs(at));
+                desk.next(&ring, secs(at), down);
+            }
+            let Some(Change::Dual { removals, .. }) = desk.next(&ring, secs(1.5), down) else { panic!() };
+            assert_eq!(removals, expected);
+        }
     }
 
     #[test]

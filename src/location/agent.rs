@@ -538,7 +538,7 @@ impl Agent {
         for (to, address, packet) in errands.packets {
             let location = self.location.clone();
             tokio::spawn(async move {
-                let event = match location.shared.peers.gossip(&address, sender, vec![packet]).await {
+                let event = match location.shared.peers.gossip(to, &address, sender, vec![packet]).await {
                     Ok(epoch) => Event::Met(to, epoch),
                     Err(status) if status.code() == tonic::Code::AlreadyExists => {
                         Event::Outlived(sender.generation)

@@ -129,7 +129,7 @@ impl Peers {
                 return Ok(Reply { message, epoch: answer.epoch });
             }
             Message::Install(layout) => {
-                let epoch = self.install(address, sender.me, &layout, None).await?;
+                let epoch = self.install(to, address, sender.me, &layout, None).await?;
                 return Ok(Reply { message: None, epoch });
             }
             Message::Report(report) => GossipRequest { report: Some(convert::report_to(report)), ..gossip },
@@ -140,14 +140,16 @@ impl Peers {
                 return Ok(Reply { message: None, epoch: sender.epoch });
             }
         };
-        let epoch = client.gossip(request(gossip)).await?.into_inner().epoch;
-        Ok(Reply { message: None, epoch })
+        let answer = client.gossip(request(gossip)).await?.into_inner();
+        meant(to, &answer.from)?;
+        Ok(Reply { message: None, epoch: answer.epoch })
     }
 
     /// Tells a node of a layout that was chosen, or (`succeeds`) that is forced upon the survivors
     /// of a ring.
     pub async fn install(
         &self,
+        to: NodeId,
         address: &Address,
         me: NodeId,
         layout: &Layout,
@@ -158,12 +160,15 @@ impl Peers {
             layout: Some(convert::layout_to(layout)),
             succeeds_ring_id: succeeds.map(|ring| id_bytes(ring.0)).unwrap_or_default(),
         };
-        Ok(self.client(address).install(request(install)).await?.into_inner().epoch)
+        let answer = self.client(address).install(request(install)).await?.into_inner();
+        meant(to, &answer.from)?;
+        Ok(answer.epoch)
     }
 
     /// Delivers packets of the failure detector; answers the other's epoch.
     pub async fn gossip(
         &self,
+        to: NodeId,
         address: &Address,
         sender: Sender,
         packets: Vec<Bytes>,
@@ -176,7 +181,9 @@ impl Peers {
             packets,
             ..Default::default()
         };
-        Ok(self.client(address).gossip(request(gossip)).await?.into_inner().epoch)
+        let answer = self.client(address).gossip(request(gossip)).await?.into_inner();
+        meant(to, &answer.from)?;
+        Ok(answer.epoch)
     }
 
     /// Fetches the layout that a node has installed.

@@ -358,7 +358,12 @@ impl Service {
         self.tell(Event::Forced(forced.clone())).await?;
         for member in forced.members.iter().filter(|m| m.id != me) {
             if let Some(address) = self.location.address_of(member.id) {
-                let told = self.location.shared.peers.install(&address, me, &forced, Some(layout.ring)).await;
+                let told = self
+                    .location
+                    .shared
+                    .peers
+                    .install(member.id, &address, me, &forced, Some(layout.ring))
+                    .await;
                 if let Err(status) = told {
                     tracing::warn!(%address, %status, "a survivor could not be told of the new lineage");
                 }
@@ -452,7 +457,7 @@ impl LocationPeer for Service {
         if request.all_stop {
             self.tell(Event::Message(from, Message::AllStop, None)).await?;
         }
-        Ok(Response::new(pb::GossipResponse { epoch: layout.epoch }))
+        Ok(Response::new(pb::GossipResponse { epoch: layout.epoch, from: self.me_bytes() }))
     }
 
     async fn pull_layout(
@@ -516,13 +521,13 @@ impl LocationPeer for Service {
         if request.succeeds_ring_id.is_empty() {
             self.same_ring(&layout.ring.0.to_be_bytes())?;
             let reply = self.ask(from, Message::Install(layout)).await?;
-            return Ok(Response::new(pb::InstallResponse { epoch: reply.epoch }));
+            return Ok(Response::new(pb::InstallResponse { epoch: reply.epoch, from: self.me_bytes() }));
         }
         let old = self.same_ring(&request.succeeds_ring_id)?;
         if layout.epoch <= old.epoch || !layout.is_member(self.location.me()) {
             return Err(Status::failed_precondition("this node does not survive into that lineage"));
         }
         self.tell(Event::Forced(layout.clone())).await?;
-        Ok(Response::new(pb::InstallResponse { epoch: layout.epoch }))
+        Ok(Response::new(pb::InstallResponse { epoch: layout.epoch, from: self.me_bytes() }))
     }
 }
