@@ -23,6 +23,9 @@ use tonic::transport::server::TcpIncoming;
 #[cfg(feature = "store")]
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// How long the last answers may take on their way out.
+const GOODBYE: Duration = Duration::from_millis(200);
+
 /// Streams that one connection may have open at once: what one client can ask for in parallel.
 const MAX_STREAMS: u32 = 4096;
 
@@ -203,6 +206,10 @@ async fn serve(
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.flush()).await {
             return Err(NodeError::Storage(error.to_string()));
         }
+    }
+    // Answers and farewells that are on their way get there; links would keep the server up for ever.
+    if !server.is_finished() {
+        let _links_remain = tokio::time::timeout(GOODBYE, &mut server).await;
     }
     server.abort();
     ended

@@ -200,8 +200,20 @@ impl Store {
         }
     }
 
+    /// Coordinates a request that another node passed on.
+    pub(super) async fn coordinate_forwarded(
+        &self,
+        request: &forwarded_request::Request,
+        timeout: Duration,
+    ) -> Ended {
+        match self.admit() {
+            Ok(_in_flight) => self.coordinate(request, timeout).await,
+            Err(status) => Ended::Answer(failure(&status)),
+        }
+    }
+
     /// Coordinates a request here, if this node owns the key.
-    pub(super) async fn coordinate(&self, request: &forwarded_request::Request, timeout: Duration) -> Ended {
+    async fn coordinate(&self, request: &forwarded_request::Request, timeout: Duration) -> Ended {
         let ended = self.coordinate_here(request, timeout).await;
         ended.unwrap_or_else(|status| Ended::Answer(failure(&status)))
     }

@@ -193,7 +193,7 @@ impl Store {
                 let timeout = Duration::from_millis(forward.timeout_ms.into()).min(MAX_TIMEOUT);
                 let (store, answers) = (self.clone(), answers.clone());
                 tokio::spawn(async move {
-                    let answer = match store.coordinate(&request, timeout.mul_f64(0.95)).await {
+                    let answer = match store.coordinate_forwarded(&request, timeout.mul_f64(0.95)).await {
                         Ended::Answer(answer) => answer,
                         Ended::NotOwner(epoch) => answer::Answer::NotOwnerEpoch(epoch),
                     };
