@@ -154,6 +154,11 @@ async fn serve(
     let mut broken: std::pin::Pin<Box<dyn Future<Output = String> + Send>> = Box::pin(std::future::pending());
     #[cfg(feature = "store")]
     if let Some(store) = &store {
+        let former = store.clone();
+        match tokio::task::spawn_blocking(move || former.forget_former_life()).await {
+            Ok(forgotten) => forgotten.map_err(|error| NodeError::Storage(error.to_string()))?,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
         routes = routes
             .add_service(crate::store::service::store_service(store.clone()))
             .add_service(crate::store::service::peer_service(store.clone()));

@@ -65,6 +65,8 @@ struct Inner {
     vault: Arc<dyn Vault>,
     me: NodeId,
     clock_mark: u64,
+    /// It is no member of a ring yet: whatever the engine holds is of a former life.
+    fresh: bool,
     started: Instant,
     location: OnceLock<Location>,
     committer: OnceLock<Committer>,
@@ -104,6 +106,7 @@ impl Store {
             vault: state.vault(),
             me: state.id,
             clock_mark: state.clock_mark,
+            fresh: state.layout.is_none(),
             started: Instant::now(),
             location: OnceLock::new(),
             committer: OnceLock::new(),
@@ -113,6 +116,19 @@ impl Store {
             free_space,
             failed: watch::channel(None).0,
         }))
+    }
+
+    /// Drops what a former life of this directory's node left behind: it left its ring, and what it
+    /// had may not come back to life in another, whose epochs begin anew. May block; to be called
+    /// before the node is part of a ring.
+    pub fn forget_former_life(&self) -> Result<(), StorageError> {
+        if self.0.fresh {
+            for (slot, _) in self.0.engine.slots() {
+                self.0.engine.drop_slot(slot)?;
+            }
+            self.0.engine.sync()?;
+        }
+        Ok(())
     }
 
     /// Tells the store of its place in the ring. Called once, before it serves.
@@ -283,5 +299,26 @@ fn answer_to_wire(answer: Answer) -> pb::answer::Answer {
         Answer::Stale(epoch) => Wire::StaleEpoch(epoch),
         Answer::NoSpace => Wire::NoSpace(pb::Nothing {}),
         Answer::Silence => Wire::NotHeld(pb::Nothing {}),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::record::{Record, Version};
+    use crate::core::token::{Segment, Slot, Token};
+    use crate::storage::engine::{Engine, Entry};
+    use crate::storage::memory::MemoryEngine;
+    use crate::storage::vault::MemoryVault;
+
+    #[test]
+    fn what_a_former_life_left_behind_is_forgotten_before_a_new_one_begins() {
+        let engine: AnyEngine = Arc::new(MemoryEngine::new());
+        let slot = Slot { segment: Segment(3), acquired: 1 };
+        let (key, record) = (bytes::Bytes::from("k"), Record::value(Version { hlc: 5, node: 1 }, "old"));
+        engine.merge(&[Entry { slot, token: Token::of(&key), key, record }]).unwrap();
+        let state = NodeState::open(Arc::new(MemoryVault::new())).unwrap();
+        Store::new(&state, engine.clone(), None).forget_former_life().unwrap();
+        assert!(engine.slots().is_empty());
     }
 }
