@@ -32,6 +32,13 @@ pub const MAX_MEMBERS: usize = u16::MAX as usize;
 /// overflow.
 const MAX_EPOCH: Epoch = 1 << 62;
 
+/// The greatest weight of a member.
+pub const MAX_WEIGHT: u32 = 1_000_000;
+
+/// How many of its former ids a ring remembers: forced removals are rare, and a node that missed so
+/// many of them is looked after by a person.
+pub const MAX_FORMER: usize = 16;
+
 /// The longest ring name and zone name, in bytes.
 pub const MAX_NAME_BYTES: usize = 64;
 
@@ -160,6 +167,8 @@ impl Table {
 pub struct Layout {
     /// Which ring.
     pub ring: RingId,
+    /// The ids that it bore before forced removals, the oldest first.
+    pub former: Vec<RingId>,
     /// Its name, as people give it.
     pub name: String,
     /// What its members are.
@@ -212,6 +221,7 @@ impl Layout {
         let row = vec![Cell { member: 0, acquired: 1 }];
         Layout {
             ring,
+            former: Vec::new(),
             name,
             kind,
             epoch: 1,
@@ -454,6 +464,7 @@ impl Layout {
             current: Table::new(current),
             members,
             name: self.name.clone(),
+            former: self.former.clone(),
             ..*self
         })
     }
@@ -493,6 +504,7 @@ impl Layout {
             current: Table::new(table.rows().map(|row| row.iter().map(moved).collect()).collect()),
             next: None,
             name: self.name.clone(),
+            former: self.former.clone(),
             ..*self
         }
     }
@@ -521,7 +533,22 @@ impl Layout {
         });
         layout.current = Table::new(rows.collect());
         layout.next = None;
+        layout.former.push(self.ring);
+        let surplus = layout.former.len().saturating_sub(MAX_FORMER);
+        layout.former.drain(..surplus);
         Some(Layout { ring, ..layout.settled() })
+    }
+
+    /// Whether this is a layout of the ring that came of `ring` by forced removals.
+    pub fn succeeds(&self, ring: RingId) -> bool {
+        self.former.contains(&ring)
+    }
+
+    /// Whether a majority of those who vote on the next layout is among these nodes: without one
+    /// the ring can't change any more.
+    pub fn has_majority(&self, alive: impl Fn(NodeId) -> bool) -> bool {
+        let voters = self.voters();
+        voters.iter().filter(|id| alive(**id)).count() >= majority(voters.len())
     }
 
     /// Checks what the rest of the program relies on, for layouts from outside.
@@ -537,6 +564,8 @@ impl Layout {
         check(self.members.iter().all(|m| m.zone.len() <= MAX_NAME_BYTES), "a zone name is too long")?;
         check(self.next.is_some() == (self.phase != Phase::Stable), "phase and tables do not fit")?;
         check(self.replicas != Replicas::Count(0), "no replicas")?;
+        let own_successor = self.former.contains(&self.ring);
+        check(self.former.len() <= MAX_FORMER && !own_successor, "its former ids make no sense")?;
         let staying = self.members.iter().all(|m| m.standing == Standing::Staying);
         check(self.phase != Phase::Stable || staying, "a stable layout with members on the move")?;
         self.validate_table(&self.current, Standing::Joining)?;

@@ -14,7 +14,7 @@ use crate::core::ballot::{Ballot, Mandate, Proposal, Vote};
 use crate::core::layout::{Layout, Member};
 use crate::core::node::{Liveness, Moment, NodeId};
 use crate::core::token::Epoch;
-use crate::core::transition::{Change, Desk, Patience, Report};
+use crate::core::transition::{Change, Desk, MAX_REMOVALS, Patience, Report};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -144,11 +144,6 @@ impl Membership {
         &self.vote
     }
 
-    /// The wishes and reports that reached this node.
-    pub fn desk(&self) -> &Desk {
-        &self.desk
-    }
-
     /// Whether this node is in the installed layout.
     pub fn is_member(&self) -> bool {
         self.layout.is_member(self.me)
@@ -175,9 +170,14 @@ impl Membership {
         }
     }
 
-    /// An operator says that a member is gone.
-    pub fn ask_removal(&mut self, id: NodeId) {
-        self.desk.ask_removal(id);
+    /// An operator says that a member is gone. This node reports the wish until the member is out, or
+    /// up again after all; `false` if it reports as many already as it can.
+    pub fn ask_removal(&mut self, id: NodeId) -> bool {
+        let room = self.report.removals.len() < MAX_REMOVALS;
+        room && {
+            self.report.removals.insert(id);
+            true
+        }
     }
 
     /// The layout is installed, durably: votes of older epochs are void.
@@ -242,6 +242,8 @@ impl Membership {
     }
 
     fn send_report(&mut self, now: Moment, view: View, out: &mut Vec<Output>) {
+        let layout = &self.layout;
+        self.report.removals.retain(|id| layout.is_member(*id) && view(*id) == Liveness::Down);
         // News is due at once, progress too: a claimant that is impatient must not miss it.
         let due =
             |(at, said): &(Moment, Report)| now.saturating_sub(*at) >= HEARTBEAT || *said != self.report;
@@ -342,7 +344,10 @@ impl Membership {
             }
             Message::Report(report) => {
                 self.meet(from, report.installed, &mut out);
-                self.desk.hear_report(from, report, now);
+                // Only of members: what strangers call themselves must not fill memory.
+                if self.layout.is_member(from) {
+                    self.desk.hear_report(from, report, now);
+                }
             }
             Message::Join(member) => self.on_join(from, member, now, view, &mut out),
             Message::AllStop => {

@@ -33,6 +33,12 @@ const FORGET: Duration = Duration::from_secs(3);
 const BACK_OFF: Duration = Duration::from_secs(2);
 const BACK_OFF_MOST: Duration = Duration::from_secs(60);
 
+/// Members that one node may ask to have removed at a time.
+pub const MAX_REMOVALS: usize = 64;
+
+/// Joiners that a desk has room for; what more there are comes up when these are members.
+const MAX_JOINS: usize = 1024;
+
 /// How patient the ring is with its members.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
@@ -61,6 +67,8 @@ pub struct Report {
     pub progress: u64,
     /// It wants to leave.
     pub leaving: bool,
+    /// Members that it was told to have removed.
+    pub removals: BTreeSet<NodeId>,
 }
 
 /// What the claimant wants next.
@@ -125,7 +133,6 @@ pub struct Desk {
     patience: Patience,
     reports: BTreeMap<NodeId, Heard<Report>>,
     joins: BTreeMap<NodeId, Heard<Member>>,
-    removals: BTreeSet<NodeId>,
     down_since: BTreeMap<NodeId, Moment>,
     back_off: BTreeMap<NodeId, BackOff>,
     wished_since: Option<Moment>,
@@ -139,7 +146,6 @@ impl Desk {
             patience,
             reports: BTreeMap::new(),
             joins: BTreeMap::new(),
-            removals: BTreeSet::new(),
             down_since: BTreeMap::new(),
             back_off: BTreeMap::new(),
             wished_since: None,
@@ -147,7 +153,7 @@ impl Desk {
         }
     }
 
-    /// A node's report arrived.
+    /// A member's report arrived.
     pub fn hear_report(&mut self, from: NodeId, report: Report, now: Moment) {
         let moved = match self.reports.get(&from) {
             Some(old) if old.what.progress == report.progress && old.what.installed == report.installed => {
@@ -160,12 +166,11 @@ impl Desk {
 
     /// Somebody asks to become a member.
     pub fn hear_join(&mut self, member: Member, now: Moment) {
+        self.joins.retain(|_, heard| now.saturating_sub(heard.at) < FORGET);
+        if self.joins.len() >= MAX_JOINS && !self.joins.contains_key(&member.id) {
+            return;
+        }
         self.joins.insert(member.id, Heard { what: member, at: now, moved: now });
-    }
-
-    /// An operator says that a member is gone.
-    pub fn ask_removal(&mut self, id: NodeId) {
-        self.removals.insert(id);
     }
 
     /// A new layout is installed: wishes that it fulfils leave the desk.
@@ -173,7 +178,7 @@ impl Desk {
         self.phase_since = now;
         self.wished_since = None;
         self.joins.retain(|id, _| !layout.is_member(*id));
-        self.removals.retain(|id| layout.is_member(*id));
+        self.reports.retain(|id, _| layout.is_member(*id));
         self.down_since.retain(|id, _| layout.is_member(*id));
         if before.phase == Phase::ReadNew && layout.phase == Phase::Stable {
             self.back_off.clear();
@@ -255,8 +260,9 @@ impl Desk {
         let others = || layout.members.iter().chain(&joins);
         let replaced = |m: &&Member| !m.durable && others().any(|o| o.id != m.id && o.address == m.address);
         let replaced = layout.members.iter().filter(replaced).map(|m| m.id);
-        let mut removals: BTreeSet<_> =
-            expired.chain(replaced).chain(self.removals.iter().copied()).collect();
+        let wished =
+            layout.ids().filter_map(|id| self.report(id, now)).flat_map(|r| r.removals.iter().copied());
+        let mut removals: BTreeSet<_> = expired.chain(replaced).chain(wished).collect();
         removals.retain(|id| liveness(*id) == Liveness::Down && layout.is_member(*id));
         if joins.is_empty() && leaves.is_empty() && removals.is_empty() {
             self.wished_since = None;

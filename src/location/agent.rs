@@ -87,7 +87,7 @@ pub fn start(
         members: Default::default(),
         stage: stage.into(),
         progress: Default::default(),
-        holdings: HoldingsSource(host.clone()),
+        holdings: HoldingsSource(Arc::downgrade(&host)),
         peers: Default::default(),
         events,
         departed: watch::channel(None).0,
@@ -101,25 +101,50 @@ async fn run(
     location: Location,
     state: NodeState,
     host: Arc<dyn SegmentHost>,
-    mut inbox: mpsc::Receiver<Event>,
+    inbox: mpsc::Receiver<Event>,
 ) -> Result<Departure, LocationError> {
-    let result = match &state.layout {
-        Some(layout) => {
-            let layout = layout.clone();
-            news!("resuming as a member of ring {} ({} members)", layout.name, layout.members.len());
-            Agent::enter(location.clone(), state, host, layout, false).await
-        }
-        None => match entry::enter_ring(&location, &state, &mut inbox).await? {
-            Some((layout, founded)) => Agent::enter(location.clone(), state, host, layout, founded).await,
-            None => {
-                let _nobody_waits = location.shared.departed.send_replace(Some(Departure::Stopped));
-                return Ok(Departure::Stopped);
-            }
-        },
-    };
-    let departure = result?.run(inbox).await?;
+    let departure = take_part(&location, state, host, inbox).await?;
     location.shared.departed.send_replace(Some(departure));
     Ok(departure)
+}
+
+async fn take_part(
+    location: &Location,
+    mut state: NodeState,
+    host: Arc<dyn SegmentHost>,
+    mut inbox: mpsc::Receiver<Event>,
+) -> Result<Departure, LocationError> {
+    loop {
+        let (layout, founded) = match state.layout.take() {
+            Some(layout) => {
+                if !layout.is_member(state.id) {
+                    // It stopped between installing this layout and noting what it means.
+                    let vault = state.vault();
+                    blocking(move || state::save_removal(&*vault, &layout)).await?;
+                    return Ok(Departure::Removed);
+                }
+                news!("resuming as a member of ring {} ({} members)", layout.name, layout.members.len());
+                (layout, false)
+            }
+            None => match entry::enter_ring(location, &state, &mut inbox).await? {
+                Some(entered) => entered,
+                None => return Ok(Departure::Stopped),
+            },
+        };
+        let agent = Agent::enter(location.clone(), state, host.clone(), layout, founded).await?;
+        match agent.run(&mut inbox).await? {
+            End::Departed(departure) => return Ok(departure),
+            End::NotTakenIn(again) => state = again,
+        }
+    }
+}
+
+/// How an agent's part in a ring ended.
+enum End {
+    Departed(Departure),
+    /// The transition that took this node in was given up: it asks again, as who it is, for it has
+    /// not voted yet.
+    NotTakenIn(NodeState),
 }
 
 struct Agent {
@@ -197,7 +222,7 @@ impl Agent {
         step(&mut self.membership, now, &|id| if id == me { Liveness::Up } else { members.liveness(id) })
     }
 
-    async fn run(mut self, mut inbox: mpsc::Receiver<Event>) -> Result<Departure, LocationError> {
+    async fn run(mut self, inbox: &mut mpsc::Receiver<Event>) -> Result<End, LocationError> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -215,9 +240,29 @@ impl Agent {
                     self.gossip.farewell();
                     self.run_errands().await?;
                 }
-                return Ok(departure);
+                return Ok(End::Departed(departure));
+            }
+            if !self.membership.is_member() {
+                return self.seek_again().await.map(End::NotTakenIn);
             }
         }
+    }
+
+    /// Forgets the ring's layout, but not the ring.
+    async fn seek_again(mut self) -> Result<NodeState, LocationError> {
+        news!("this node was not taken in, for the change of the ring was given up: asking again");
+        self.abort_gathering();
+        *self.location.shared.stage.lock().unwrap_or_else(PoisonError::into_inner) =
+            Stage::Seeking(Vec::new());
+        let (mut state, last) = (self.state, self.membership.layout().clone());
+        state.left = Some(last.clone());
+        blocking(move || {
+            state::save_departure(&*state.vault(), &last)?;
+            // Another life of the same node, for gossip to tell them apart.
+            state.raise_generation(state.generation + 1).map(|()| state)
+        })
+        .await
+        .map_err(LocationError::from)
     }
 
     async fn on(&mut self, event: Event) -> Result<Option<Departure>, LocationError> {
@@ -246,6 +291,9 @@ impl Agent {
             Event::Layout(layout) => {
                 self.pulling = None;
                 let me = self.state.id;
+                if layout.succeeds(self.membership.layout().ring) {
+                    return self.succeeded(layout).await;
+                }
                 let outputs = self.decide(|m, now, view| m.handle(me, Message::Install(layout), now, view));
                 return self.carry_out(outputs, None).await;
             }
@@ -258,7 +306,11 @@ impl Agent {
                     return self.tick().await;
                 }
             }
-            Event::Remove(id) => self.membership.ask_removal(id),
+            Event::Remove(id) => {
+                if !self.membership.ask_removal(id) {
+                    tracing::warn!(node = %id, "too many removals are under way: this one is forgotten");
+                }
+            }
             Event::Outlived(generation) => {
                 if generation == self.state.generation {
                     return Err(LocationError::Refused(
@@ -282,6 +334,25 @@ impl Agent {
             Event::Stop => return Ok(Some(Departure::Stopped)),
         }
         Ok(None)
+    }
+
+    /// The ring goes on without its lost majority, and this node has missed that. It follows, be it
+    /// as a member or to learn that it was dropped, unless its own ring has a majority still: then
+    /// the removal was forced in error, and what was acknowledged here must not be given up for it.
+    async fn succeeded(&mut self, layout: Arc<Layout>) -> Result<Option<Departure>, LocationError> {
+        let (me, members, old) = (self.state.id, &self.members, self.membership.layout());
+        let seen = |id| id == me || members.seen.get(&id).is_some_and(|seen| seen.liveness != Liveness::Down);
+        if old.has_majority(seen) {
+            tracing::warn!(
+                "a removal was forced elsewhere and made a second ring {} of this one, which has a majority still",
+                old.name
+            );
+            return Ok(None);
+        }
+        if old.has_majority(|id| id == me || members.liveness(id) != Liveness::Down) {
+            return Ok(None); // it is too early to tell
+        }
+        self.carry_out(vec![Output::Install(layout)], None).await
     }
 
     async fn tick(&mut self) -> Result<Option<Departure>, LocationError> {
@@ -353,8 +424,9 @@ impl Agent {
                     }
                 }
                 Output::Install(layout) => {
+                    let before = self.membership.layout().clone();
                     if self.install(layout).await? {
-                        departure = self.departure().await?;
+                        departure = self.departure(&before).await?;
                     }
                 }
                 Output::Pull(from) => self.pull(from),
@@ -405,6 +477,7 @@ impl Agent {
                 Err(status) if status.code() == tonic::Code::AlreadyExists => {
                     Event::Outlived(sender.generation)
                 }
+                Err(status) if status.code() == tonic::Code::OutOfRange => Event::Pull(to),
                 // Whatever it was about is repeated by ticks.
                 Err(status) => return tracing::debug!(%address, %status, "a call about membership failed"),
             };
@@ -431,7 +504,7 @@ impl Agent {
     /// Installs a newer layout: durable, then fenced, then known. `false` if it isn't newer.
     async fn install(&mut self, layout: Arc<Layout>) -> Result<bool, LocationError> {
         let old = self.membership.layout().clone();
-        if layout.epoch <= old.epoch {
+        if layout.ring == old.ring && layout.epoch <= old.epoch {
             return Ok(false);
         }
         let (vault, saved) = (self.state.vault(), layout.clone());
@@ -481,14 +554,22 @@ impl Agent {
         self.location.shared.progress.store(None);
     }
 
-    /// Whether the installed layout ends this node's part in the ring.
-    async fn departure(&mut self) -> Result<Option<Departure>, LocationError> {
-        if self.membership.is_member() {
+    /// Whether the installed layout ends this node's part in the ring; `before` is the one before it.
+    async fn departure(&mut self, before: &Layout) -> Result<Option<Departure>, LocationError> {
+        let me = self.state.id;
+        let joining = before.member(me).is_some_and(|m| m.standing == Standing::Joining);
+        let asks_again = joining && before.phase == Phase::Dual && self.leaving_since.is_none();
+        if self.membership.is_member() || asks_again {
             return Ok(None);
         }
-        let (vault, last) = (self.state.vault(), self.membership.layout().clone());
-        blocking(move || state::save_departure(&*vault, &last)).await?;
-        Ok(Some(if self.leaving_since.is_some() { Departure::Left } else { Departure::Removed }))
+        let (vault, last, left) =
+            (self.state.vault(), self.membership.layout().clone(), self.leaving_since.is_some());
+        blocking(move || match left {
+            true => state::save_departure(&*vault, &last),
+            false => state::save_removal(&*vault, &last),
+        })
+        .await?;
+        Ok(Some(if left { Departure::Left } else { Departure::Removed }))
     }
 
     /// Tells a person what has changed.
@@ -543,6 +624,7 @@ impl Agent {
                     Err(status) if status.code() == tonic::Code::AlreadyExists => {
                         Event::Outlived(sender.generation)
                     }
+                    Err(status) if status.code() == tonic::Code::OutOfRange => Event::Pull(to),
                     Err(_) => return,
                 };
                 let _agent_gone = location.shared.events.send(event).await;

@@ -66,9 +66,12 @@ pub fn decide(seeker: &Seeker, answers: &[ProbeResponse]) -> Result<Found, Locat
     let answers: Vec<(&ProbeResponse, Address)> =
         answers.iter().filter(ours).filter_map(|a| Some((a, a.address.parse().ok()?))).collect();
     let of_stage = |stage| answers.iter().filter(move |(a, _)| a.stage() == stage);
-    let members: Vec<_> = of_stage(pb::Stage::Member)
-        .filter(|(a, _)| seeker.ring_id.as_ref().is_none_or(|id| *id == a.ring_id))
-        .collect();
+    let known = |a: &ProbeResponse| {
+        seeker.ring_id.as_ref().is_none_or(|id| *id == a.ring_id || a.former_ring_ids.contains(id))
+    };
+    // Whoever has missed a forced removal will follow the others soon.
+    let succeeded = |a: &ProbeResponse| answers.iter().any(|(b, _)| b.former_ring_ids.contains(&a.ring_id));
+    let members: Vec<_> = of_stage(pb::Stage::Member).filter(|(a, _)| known(a) && !succeeded(a)).collect();
     if let Some((first, at)) = members.first() {
         if let Some((second, other)) = members.iter().find(|(a, _)| a.ring_id != first.ring_id) {
             let hex = |id: &[u8]| convert::ring_id(id).map(|id| format!("{id:.8}")).unwrap_or_default();
@@ -83,7 +86,8 @@ pub fn decide(seeker: &Seeker, answers: &[ProbeResponse]) -> Result<Found, Locat
         return Ok(Found::Ring(members.iter().map(|(_, at)| at.clone()).collect()));
     }
     if seeker.ring_id.is_some() {
-        return Ok(Found::Wait(format!("the members of ring {}, which this node left", seeker.ring_name)));
+        let ring = seeker.ring_name;
+        return Ok(Found::Wait(format!("the members of ring {ring}, of which this node was one")));
     }
     if let Some((_, at)) = of_stage(pb::Stage::Waiting).next() {
         return Ok(Found::Wait(format!("the node at {at}, which is being taken in")));
@@ -115,7 +119,7 @@ pub(super) async fn seek(
 ) -> Result<Option<Vec<Address>>, LocationError> {
     let shared = &location.shared;
     let config = &shared.config;
-    if config.bootstrap {
+    if config.bootstrap && ring_id.is_none() {
         return Ok(None);
     }
     let told: Vec<Address> = config.peers.iter().filter(|peer| **peer != shared.address).cloned().collect();
@@ -284,5 +288,9 @@ mod tests {
         assert!(waits(decide(&seeker, &[])));
         assert!(waits(decide(&seeker, &[answer(9900, Member, 4)])));
         assert_eq!(decide(&seeker, &[answer(9900, Member, 5)]).unwrap(), Found::Ring(vec![at(9900)]));
+        let successor =
+            ProbeResponse { former_ring_ids: vec![Bytes::from(vec![5; 16])], ..answer(9901, Member, 6) };
+        let both = [answer(9900, Member, 5), successor];
+        assert_eq!(decide(&seeker, &both).unwrap(), Found::Ring(vec![at(9901)]));
     }
 }

@@ -31,10 +31,7 @@ pub(super) async fn enter_ring(
     let hints: Vec<Address> =
         left.map(|l| l.members.iter().map(|m| m.address.clone()).collect()).unwrap_or_default();
     if let Some(left) = left {
-        news!(
-            "this directory's node left ring {}: looking for that ring, to join it as a new node",
-            left.name
-        );
+        news!("this node was part of ring {} before: looking for that ring, to join it", left.name);
     }
     let ring_id = left.map(|left| id_bytes(left.ring.0));
     loop {
@@ -44,7 +41,7 @@ pub(super) async fn enter_ring(
         };
         let Some(members) = found else { return Ok(Some((found_ring(location), true))) };
         let joined = tokio::select! {
-            joined = join(location, &members) => joined?,
+            joined = join(location, &members, ring_id.clone()) => joined?,
             () = told_to_stop(inbox) => return Ok(None),
         };
         if let Some(layout) = joined {
@@ -91,12 +88,16 @@ fn myself(location: &Location) -> Member {
 
 /// Repeats the request to be taken in until the layout shows this node. `None`: nobody answers any
 /// more.
-async fn join(location: &Location, members: &[Address]) -> Result<Option<Arc<Layout>>, LocationError> {
+async fn join(
+    location: &Location,
+    members: &[Address],
+    ring_id: Option<Bytes>,
+) -> Result<Option<Arc<Layout>>, LocationError> {
     let config = &location.shared.config;
     let join = JoinRequest {
         ring_name: config.ring_name.clone(),
         kind: convert::kind_to(config.kind),
-        ring_id: Bytes::new(),
+        ring_id: ring_id.unwrap_or_default(),
         member: Some(convert::member_to(&myself(location))),
         settings: Some(Settings {
             replicas: config.replicas.map(convert::replicas_to),

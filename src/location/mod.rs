@@ -38,7 +38,7 @@ use peers::Peers;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -232,7 +232,8 @@ struct Shared {
     departed: watch::Sender<Option<Departure>>,
 }
 
-struct HoldingsSource(Arc<dyn SegmentHost>);
+/// Weak, since hosts hold on to their [`Location`].
+struct HoldingsSource(Weak<dyn SegmentHost>);
 
 impl std::fmt::Debug for HoldingsSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -60,17 +60,33 @@ impl Service {
         self.location.layout().ok_or_else(|| status::unavailable("this node is not yet part of a ring"))
     }
 
-    /// The layout, if the caller means this ring.
+    /// The layout, if the caller means this ring. To a caller that goes by a former id of it, the
+    /// error says that it has been succeeded, and it may pull the layout that succeeds.
     fn same_ring(&self, ring_id: &[u8]) -> Result<Arc<Layout>, Status> {
         let layout = self.layout()?;
         let theirs: RingId = convert::ring_id(ring_id)?;
         if theirs == layout.ring {
             return Ok(layout);
         }
+        if layout.succeeds(theirs) {
+            return Err(Status::out_of_range(format!(
+                "ring {} goes on as {:.8} after a forced removal that the caller has missed",
+                layout.name, layout.ring
+            )));
+        }
         Err(Status::failed_precondition(format!(
             "this node is in ring {} (id {:.8}), the caller in one of id {theirs:.8}: rings never merge",
             layout.name, layout.ring
         )))
+    }
+
+    /// The layout, if the caller means this ring by any of its ids, or gives none.
+    fn same_or_former_ring(&self, ring_id: &[u8]) -> Result<Arc<Layout>, Status> {
+        let layout = self.layout()?;
+        match ring_id.is_empty() || layout.succeeds(convert::ring_id(ring_id)?) {
+            true => Ok(layout),
+            false => self.same_ring(ring_id),
+        }
     }
 
     async fn tell(&self, event: Event) -> Result<(), Status> {
@@ -131,7 +147,8 @@ impl Service {
             ..Default::default()
         };
         if member.id == shared.me {
-            let Holdings { keys, bytes } = shared.holdings.0.holdings().unwrap_or_default();
+            let Holdings { keys, bytes } =
+                shared.holdings.0.upgrade().and_then(|host| host.holdings()).unwrap_or_default();
             entry.keys = Some(keys);
             entry.bytes = Some(bytes);
             entry.last_heard_ms = Some(0);
@@ -154,7 +171,7 @@ impl Service {
         answer.into_inner().nodes.into_iter().find(|node| node.id == id_bytes(member.id.0))
     }
 
-    fn check_join(&self, request: &pb::JoinRequest, member: &Member) -> Result<Arc<Layout>, Status> {
+    fn check_join(&self, request: &pb::JoinRequest) -> Result<Arc<Layout>, Status> {
         let layout = self.layout()?;
         let refuse = |why: String| Err(Status::failed_precondition(why));
         if request.ring_name != layout.name {
@@ -170,9 +187,7 @@ impl Service {
                 layout.name
             ));
         }
-        if !request.ring_id.is_empty() {
-            self.same_ring(&request.ring_id)?;
-        }
+        self.same_or_former_ring(&request.ring_id)?;
         let settings = request.settings.unwrap_or_default();
         let replicas = convert::replicas_to(layout.replicas);
         if settings.replicas.is_some_and(|asked| asked != replicas) {
@@ -188,9 +203,6 @@ impl Service {
                 "ring {:?} was made with --segments {segments}, which can't be changed: leave the option out",
                 layout.name
             ));
-        }
-        if member.zone.len() > crate::core::layout::MAX_NAME_BYTES {
-            return Err(Status::invalid_argument("the zone's name is too long"));
         }
         Ok(layout)
     }
@@ -306,23 +318,13 @@ impl LocationApi for Service {
         if request.force {
             return self.force(&layout, id).await.map(Response::new);
         }
-        let voters = layout.voters();
-        let votes = voters.iter().filter(|id| alive(**id)).count();
-        if votes <= voters.len() / 2 || !layout.can_be_gathered(alive) {
+        if !layout.has_majority(alive) || !layout.can_be_gathered(alive) {
             return Err(Status::failed_precondition(
                 "too few nodes are up to take over without risk: bring some back, or use --force, which drops all \
                  nodes that are down, and what only they hold is lost",
             ));
         }
-        // The wish belongs on the claimant's desk: the live voter with the lowest id.
-        let claimant = voters.into_iter().find(|id| alive(*id)).unwrap_or(self.location.me());
-        if claimant == self.location.me() {
-            self.tell(Event::Remove(id)).await?;
-        } else if let Some(address) = self.location.address_of(claimant) {
-            let mut client =
-                pb::location_client::LocationClient::new(self.location.shared.peers.channel(&address));
-            return client.remove(request).await;
-        }
+        self.tell(Event::Remove(id)).await?;
         Ok(Response::new(pb::RemoveResponse { epoch: layout.epoch, dropped: Vec::new() }))
     }
 
@@ -419,14 +421,16 @@ impl LocationPeer for Service {
             ring_id: layout.as_ref().map(|layout| id_bytes(layout.ring.0)).unwrap_or_default(),
             address: shared.address.to_string(),
             node_id: id_bytes(shared.me.0),
-            epoch: layout.map_or(0, |layout| layout.epoch),
+            epoch: layout.as_ref().map_or(0, |layout| layout.epoch),
+            former_ring_ids: layout
+                .map_or(Vec::new(), |layout| layout.former.iter().map(|ring| id_bytes(ring.0)).collect()),
         }))
     }
 
     async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinResponse>, Status> {
         let mut request = request.into_inner();
         let member = convert::member(request.member.take().ok_or(Malformed::Missing("the member"))?)?;
-        let layout = self.check_join(&request, &member)?;
+        let layout = self.check_join(&request)?;
         if !layout.is_member(member.id) {
             self.tell(Event::Message(member.id, Message::Join(member), None)).await?;
         }
@@ -447,7 +451,7 @@ impl LocationPeer for Service {
             self.tell(Event::Packets(from, request.packets)).await?;
         }
         if let Some(report) = request.report {
-            self.tell(Event::Message(from, Message::Report(convert::report(report)), None)).await?;
+            self.tell(Event::Message(from, Message::Report(convert::report(report)?), None)).await?;
         } else if request.epoch != layout.epoch {
             self.tell(Event::Met(from, request.epoch)).await?;
         }
@@ -465,7 +469,7 @@ impl LocationPeer for Service {
         request: Request<pb::PullLayoutRequest>,
     ) -> Result<Response<pb::PullLayoutResponse>, Status> {
         let ring_id = request.into_inner().ring_id;
-        let layout = if ring_id.is_empty() { self.layout()? } else { self.same_ring(&ring_id)? };
+        let layout = self.same_or_former_ring(&ring_id)?;
         Ok(Response::new(pb::PullLayoutResponse { layout: Some(convert::layout_to(&layout)) }))
     }
 

@@ -19,6 +19,7 @@ const LAYOUT: &str = "layout";
 const VOTE: &str = "vote";
 const CLOCK: &str = "clock";
 const LEFT: &str = "left";
+const REMOVED: &str = "removed";
 
 /// See the module's documentation.
 #[derive(Clone)]
@@ -30,7 +31,7 @@ pub struct NodeState {
     pub generation: Generation,
     /// The layout it has installed.
     pub layout: Option<Arc<Layout>>,
-    /// The last layout of a ring that it left, in which to look for that ring.
+    /// The last layout of a ring that it left or was removed from, in which to look for that ring.
     pub left: Option<Arc<Layout>>,
     /// What it voted about the epoch after the installed one.
     pub vote: Vote<Arc<Layout>>,
@@ -56,6 +57,9 @@ pub enum Memory {
     Member(Kind),
     /// It left a ring of this kind.
     Left(Kind),
+    /// It was removed from a ring of this kind: its data may be all that is left of something, so the
+    /// directory is to be set aside.
+    Removed(Kind),
 }
 
 fn load_layout(vault: &dyn Vault, name: &str) -> Result<Option<Arc<Layout>>, LocationError> {
@@ -65,11 +69,23 @@ fn load_layout(vault: &dyn Vault, name: &str) -> Result<Option<Arc<Layout>>, Loc
 
 /// Looks at what a directory remembers; changes nothing.
 pub fn peek(vault: &dyn Vault) -> Result<(Memory, Option<String>), LocationError> {
-    Ok(match (load_layout(vault, LAYOUT)?, load_layout(vault, LEFT)?) {
-        (Some(layout), _) => (Memory::Member(layout.kind), Some(layout.name.clone())),
-        (None, Some(layout)) => (Memory::Left(layout.kind), Some(layout.name.clone())),
-        (None, None) => (Memory::Fresh, None),
+    let named =
+        |memory: fn(Kind) -> Memory, layout: &Layout| (memory(layout.kind), Some(layout.name.clone()));
+    Ok(if let Some(layout) = removed_from(vault)? {
+        named(Memory::Removed, &layout)
+    } else if let Some(layout) = load_layout(vault, LAYOUT)? {
+        named(Memory::Member, &layout)
+    } else if let Some(layout) = load_layout(vault, LEFT)? {
+        named(Memory::Left, &layout)
+    } else {
+        (Memory::Fresh, None)
     })
+}
+
+/// The last layout of the ring that the vault's node was removed from; `None` if it was not. A node that
+/// starts over in its place is told with [`save_departure`] where to look.
+pub fn removed_from(vault: &dyn Vault) -> Result<Option<Arc<Layout>>, LocationError> {
+    load_layout(vault, REMOVED)
 }
 
 impl NodeState {
@@ -89,7 +105,8 @@ impl NodeState {
         let vote = match (&layout, vault.load(VOTE)?) {
             (Some(layout), Some(bytes)) => {
                 let (target, vote) = convert::vote_from_bytes(&bytes)?;
-                if target == layout.epoch + 1 { vote } else { Vote::default() }
+                let this_ring = vote.accepted.as_ref().is_none_or(|(_, of)| of.ring == layout.ring);
+                if target == layout.epoch + 1 && this_ring { vote } else { Vote::default() }
             }
             _ => Vote::default(),
         };
@@ -106,7 +123,7 @@ impl NodeState {
         Ok(state)
     }
 
-    /// Whether it survives a restart.
+    /// Where it is written down.
     pub fn vault(&self) -> Arc<dyn Vault> {
         self.vault.clone()
     }
@@ -144,7 +161,16 @@ pub fn save_clock(vault: &dyn Vault, mark: Stamp) -> Result<(), StorageError> {
 
 /// Remembers that this node left its ring, and where the ring was then.
 pub fn save_departure(vault: &dyn Vault, last: &Layout) -> Result<(), StorageError> {
-    vault.save(LEFT, &convert::layout_bytes(last))?;
+    save_end(vault, LEFT, last)
+}
+
+/// Remembers that this node was removed from its ring, and where the ring was then.
+pub fn save_removal(vault: &dyn Vault, last: &Layout) -> Result<(), StorageError> {
+    save_end(vault, REMOVED, last)
+}
+
+fn save_end(vault: &dyn Vault, how: &str, last: &Layout) -> Result<(), StorageError> {
+    vault.save(how, &convert::layout_bytes(last))?;
     vault.remove(VOTE)?;
     vault.remove(LAYOUT)
 }
@@ -175,6 +201,35 @@ mod tests {
             Vote::default(),
             "a vote about another epoch is void"
         );
+    }
+
+    #[test]
+    fn votes_of_the_ring_before_a_forced_removal_are_void() {
+        let vault: Arc<dyn Vault> = Arc::new(MemoryVault::new());
+        let ring = ring_of(3, 3, 8);
+        let forced = ring.forced(crate::core::node::RingId(99), &[NodeId(1)].into()).unwrap();
+        assert!(forced.succeeds(ring.ring) && !ring.succeeds(forced.ring));
+        let accepted = Arc::new(ring.dual(&[], &[NodeId(2)].into()).unwrap());
+        let vote = Vote {
+            promised: Ballot::new(1, NodeId(1)),
+            accepted: Some((Ballot::new(1, NodeId(1)), accepted)),
+        };
+        save_vote(&*vault, forced.epoch + 1, &vote).unwrap();
+        save_layout(&*vault, &forced).unwrap();
+        assert_eq!(NodeState::open(vault).unwrap().vote, Vote::default());
+    }
+
+    #[test]
+    fn the_directory_of_a_removed_node_says_so_until_the_end() {
+        let vault: Arc<dyn Vault> = Arc::new(MemoryVault::new());
+        let layout = ring_of(3, 3, 8);
+        save_layout(&*vault, &layout).unwrap();
+        save_removal(&*vault, &layout).unwrap();
+        assert_eq!(peek(&*vault).unwrap().0, Memory::Removed(Kind::Store));
+        assert_eq!(removed_from(&*vault).unwrap().as_deref(), Some(&layout));
+        let fresh = MemoryVault::new();
+        save_departure(&fresh, &layout).unwrap();
+        assert_eq!(peek(&fresh).unwrap().0, Memory::Left(Kind::Store));
     }
 
     #[test]

@@ -3,12 +3,14 @@
 use super::{location as pb, store as sp};
 use crate::core::ballot::{Ballot, Vote};
 use crate::core::digest::Digest;
-use crate::core::layout::{BadLayout, Cell, Kind, Layout, Member, Phase, Replicas, Standing, Table};
+use crate::core::layout::{
+    BadLayout, Cell, Kind, Layout, MAX_NAME_BYTES, MAX_WEIGHT, Member, Phase, Replicas, Standing, Table,
+};
 use crate::core::node::{Address, NodeId, RingId};
 use crate::core::quorum::Consistency;
 use crate::core::record::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Record, Version};
 use crate::core::token::{Segment, SegmentCount};
-use crate::core::transition::Report;
+use crate::core::transition::{MAX_REMOVALS, Report};
 use bytes::Bytes;
 use prost::Message;
 use std::sync::Arc;
@@ -184,6 +186,12 @@ pub fn phase_to(phase: Phase) -> i32 {
 
 /// A member.
 pub fn member(member: pb::Member) -> Result<Member, Malformed> {
+    if member.zone.len() > MAX_NAME_BYTES {
+        return Err(Malformed::Range("the length of a zone's name"));
+    }
+    if member.weight > MAX_WEIGHT {
+        return Err(Malformed::Range("a member's weight"));
+    }
     Ok(Member {
         id: node_id(&member.id)?,
         address: member
@@ -291,6 +299,7 @@ pub fn layout(layout: pb::Layout) -> Result<Layout, Malformed> {
     };
     let layout = Layout {
         ring: ring_id(&layout.ring_id)?,
+        former: layout.former_ring_ids.iter().map(|id| ring_id(id)).collect::<Result<_, _>>()?,
         name: layout.ring_name,
         kind: kind(layout.kind)?,
         epoch: layout.epoch,
@@ -321,6 +330,7 @@ pub fn layout_to(layout: &Layout) -> pb::Layout {
     });
     pb::Layout {
         ring_id: id_bytes(layout.ring.0),
+        former_ring_ids: layout.former.iter().map(|ring| id_bytes(ring.0)).collect(),
         ring_name: layout.name.clone(),
         kind: kind_to(layout.kind),
         epoch: layout.epoch,
@@ -393,15 +403,20 @@ pub fn vote_from_bytes(mut bytes: &[u8]) -> Result<(u64, Vote<Arc<Layout>>), Mal
 }
 
 /// A report to the claimant.
-pub fn report(report: pb::Report) -> Report {
-    let pb::Report { installed, synced, failed, progress, leaving } = report;
-    Report { installed, synced, failed, progress, leaving }
+pub fn report(report: pb::Report) -> Result<Report, Malformed> {
+    let pb::Report { installed, synced, failed, progress, leaving, removals } = report;
+    if removals.len() > MAX_REMOVALS {
+        return Err(Malformed::Range("the number of removals"));
+    }
+    let removals = removals.iter().map(|id| node_id(id)).collect::<Result<_, _>>()?;
+    Ok(Report { installed, synced, failed, progress, leaving, removals })
 }
 
 /// As it is sent.
 pub fn report_to(report: Report) -> pb::Report {
-    let Report { installed, synced, failed, progress, leaving } = report;
-    pb::Report { installed, synced, failed, progress, leaving }
+    let Report { installed, synced, failed, progress, leaving, removals } = report;
+    let removals = removals.into_iter().map(|id| id_bytes(id.0)).collect();
+    pb::Report { installed, synced, failed, progress, leaving, removals }
 }
 
 #[cfg(test)]

@@ -331,6 +331,7 @@ fn samples(layout: &thrifty::core::layout::Layout, rng: &mut StdRng) -> Vec<Byte
                 failed: 1,
                 progress: 0,
                 leaving: true,
+                removals: vec![from.clone()],
             }),
             join: Some(member),
             all_stop: false,

@@ -13,6 +13,7 @@ mod rig;
 mod at_once;
 mod bad_input;
 mod full_disk;
+mod removal;
 mod services;
 mod stories_change;
 mod stories_crash;

@@ -5,13 +5,15 @@ mod options;
 mod place;
 mod talk;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use options::{Options, Parsed};
+use place::Place;
+use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 use thrifty::core::layout::Kind;
-use thrifty::location::state::NodeState;
+use thrifty::location::state::{NodeState, removed_from, save_departure};
 use thrifty::location::{Departure, LocationConfig};
 use thrifty::news;
 use thrifty::node::{self, Command, Node, Role};
@@ -41,17 +43,7 @@ pub(crate) fn main(kind: Kind) -> ExitCode {
             cores => cores.min(8),
         }
     });
-    let runtime = match threads {
-        1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
-        threads => tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build(),
-    };
-    let outcome = runtime.context("the async runtime could not be started").and_then(|runtime| {
-        let outcome = runtime.block_on(serve(kind, &options));
-        // What still runs beside (a scan for a puller, say) must not hold up the exit.
-        runtime.shutdown_timeout(Duration::from_millis(200));
-        outcome
-    });
-    match outcome {
+    match lives(kind, &options, threads) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}: {error:#}", talk::program());
@@ -60,26 +52,42 @@ pub(crate) fn main(kind: Kind) -> ExitCode {
     }
 }
 
-async fn serve(kind: Kind, options: &Parsed) -> anyhow::Result<()> {
-    let mut again = None;
+fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
+    let built = match threads {
+        1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        threads => tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build(),
+    };
+    built.context("the async runtime could not be started")
+}
+
+/// Runs the node, and once it was removed from its ring, a new one in its place. Each life has a
+/// runtime of its own, so that nothing of it goes on in the next one's directory.
+fn lives(kind: Kind, options: &Parsed, threads: usize) -> anyhow::Result<()> {
     let (commands, mut inbox) = mpsc::channel(4);
     listen_to_signals(commands, options.on_term)?;
+    let mut memory = Arc::new(MemoryVault::new());
+    let mut again = None;
     loop {
-        let place = place::choose(kind, options, again.take()).await?;
-        let (address, directory) = (place.address.clone(), place.directory);
-        let (departure, directory) =
-            run(kind, options, place.listener, place.address, directory, &mut inbox).await?;
-        match departure {
+        let runtime = runtime(threads)?;
+        let ended = runtime.block_on(live(kind, options, &memory, again, &mut inbox));
+        let removed = ended.as_ref().is_ok_and(|life| life.departure == Departure::Removed);
+        // What still runs beside (a scan for a puller, say) must not hold up the exit; but a
+        // directory must be let go of before it is opened again.
+        runtime.shutdown_timeout(if removed { LET_GO } else { Duration::from_millis(200) });
+        let life = ended?;
+        match life.departure {
             Departure::Left => news!("left"),
             Departure::Stopped => news!("stopped"),
             Departure::Removed => {
-                let aside = directory.map(DataDir::set_aside).transpose()?;
-                let where_to = aside
-                    .map_or(String::new(), |path| format!("; the old data is kept in {}", path.display()));
-                news!(
-                    "this node was removed from the ring while it was away: starting over as a new one{where_to}"
-                );
-                again = Some(address);
+                news!("this node was removed from the ring while it was away: starting over as a new one");
+                if !is_let_go(&life.directory) {
+                    bail!("the old data is still in use by this process: start it again");
+                }
+                let former = std::mem::replace(&mut memory, Arc::new(MemoryVault::new()));
+                if let Some(last) = removed_from(&*former)? {
+                    save_departure(&*memory, &last)?;
+                }
+                again = Some(life.bound);
                 continue;
             }
         }
@@ -87,17 +95,38 @@ async fn serve(kind: Kind, options: &Parsed) -> anyhow::Result<()> {
     }
 }
 
-async fn run(
+/// How long what works for a node may take to end, once the node has.
+const LET_GO: Duration = Duration::from_secs(10);
+
+/// Waits until nobody has the directory any more: the committer's thread and the engine's own end on
+/// their own once they are not needed.
+fn is_let_go(directory: &Weak<DataDir>) -> bool {
+    let end = Instant::now() + LET_GO;
+    while directory.strong_count() > 0 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    directory.strong_count() == 0
+}
+
+/// How one life of a node ended.
+struct Life {
+    departure: Departure,
+    bound: SocketAddr,
+    directory: Weak<DataDir>,
+}
+
+async fn live(
     kind: Kind,
     options: &Parsed,
-    listener: tokio::net::TcpListener,
-    address: thrifty::core::node::Address,
-    directory: Option<Arc<DataDir>>,
+    memory: &Arc<MemoryVault>,
+    again: Option<SocketAddr>,
     inbox: &mut mpsc::Receiver<Command>,
-) -> anyhow::Result<(Departure, Option<DataDir>)> {
+) -> anyhow::Result<Life> {
+    let Place { listener, address, directory } = place::choose(kind, options, again).await?;
+    let bound = listener.local_addr().context("the bound address can't be read")?;
     let vault: Arc<dyn Vault> = match &directory {
         Some(directory) => Arc::new(directory.vault()),
-        None => Arc::new(MemoryVault::new()),
+        None => memory.clone(),
     };
     let state = NodeState::open(vault)?;
     match &directory {
@@ -123,8 +152,7 @@ async fn run(
     let node = Node { address, state, durable: directory.is_some(), config, role };
     // The node gets a channel of its own, so that it can be run again.
     let (commands, own) = mpsc::channel(4);
-    let running = node::run(listener, node, own);
-    let mut running = std::pin::pin!(running);
+    let mut running = std::pin::pin!(node::run(listener, node, own));
     let departure = loop {
         tokio::select! {
             ended = &mut running => break ended?,
@@ -133,15 +161,19 @@ async fn run(
             }
         }
     };
-    Ok((departure, directory.and_then(Arc::into_inner)))
+    Ok(Life { departure, bound, directory: directory.as_ref().map_or(Weak::new(), Arc::downgrade) })
 }
 
 /// SIGINT and SIGTERM ask the node to go; the second one makes it go at once, as if it had crashed,
 /// which loses nothing.
 fn listen_to_signals(commands: mpsc::Sender<Command>, on_term: Command) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be handled")?;
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be handled")?;
-    tokio::spawn(async move {
+    let runtime = runtime(1)?;
+    let (mut interrupt, mut terminate) = {
+        let _of_this_runtime = runtime.enter();
+        let interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be handled")?;
+        (interrupt, signal(SignalKind::terminate()).context("SIGTERM can't be handled")?)
+    };
+    let listen = async move {
         let first = tokio::select! {
             _ = interrupt.recv() => Command::Leave,
             _ = terminate.recv() => on_term,
@@ -153,6 +185,7 @@ fn listen_to_signals(commands: mpsc::Sender<Command>, on_term: Command) -> anyho
         }
         news!("stopping at once; this node stays a member");
         std::process::exit(0);
-    });
-    Ok(())
+    };
+    let thread = std::thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(listen));
+    thread.map(drop).context("the thread that listens to signals could not be started")
 }

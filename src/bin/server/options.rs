@@ -4,7 +4,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use thrifty::core::layout::{Kind, MAX_NAME_BYTES, Replicas};
+use thrifty::core::layout::{Kind, MAX_NAME_BYTES, MAX_WEIGHT, Replicas};
 use thrifty::core::node::Address;
 use thrifty::core::token::SegmentCount;
 use thrifty::core::transition::Patience;
@@ -80,7 +80,7 @@ pub(crate) struct Options {
 
     /// This node's share of the keys, relative to the others'.
     #[arg(long, value_name = "W", default_value_t = 1, env = "THRIFTY_WEIGHT",
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WEIGHT)))]
     weight: u32,
 
     /// Where to keep the data. [default: ./thrifty-data/PORT]

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thrifty::core::layout::Kind;
 use thrifty::core::node::Address;
-use thrifty::location::state::{Memory, peek};
+use thrifty::location::state::{Memory, peek, removed_from, save_departure};
+use thrifty::news;
 use thrifty::storage::data_dir::{DataDir, DataDirError};
 use thrifty::wire::channel::LOOPBACK_PORTS;
 use tokio::net::TcpListener;
@@ -27,9 +28,8 @@ pub(crate) struct Place {
 }
 
 /// Chooses; `again` is where the node listened that starts over in the same process.
-pub(crate) async fn choose(kind: Kind, options: &Parsed, again: Option<Address>) -> anyhow::Result<Place> {
-    let again: Option<SocketAddr> = again.and_then(|address| address.as_str().parse().ok());
-    let listen = options.listen.or(again);
+pub(crate) async fn choose(kind: Kind, options: &Parsed, again: Option<SocketAddr>) -> anyhow::Result<Place> {
+    let listen = again.or(options.listen);
     if options.memory {
         let listener = match listen {
             Some(address) => bind(address).await?,
@@ -55,7 +55,7 @@ pub(crate) async fn choose(kind: Kind, options: &Parsed, again: Option<Address>)
         fits(kind, options, &directory)?;
         return place(options, listener, Some(directory));
     }
-    for wanted in [Memory::Member(kind), Memory::Left(kind)] {
+    for wanted in [Memory::Member(kind), Memory::Left(kind), Memory::Removed(kind)] {
         for path in DataDir::candidates(ROOT) {
             let Some(port) = port_of(&path) else { continue };
             let Some(directory) = unused(&path)? else { continue };
@@ -85,9 +85,22 @@ pub(crate) async fn choose(kind: Kind, options: &Parsed, again: Option<Address>)
 }
 
 fn place(options: &Parsed, listener: TcpListener, directory: Option<DataDir>) -> anyhow::Result<Place> {
+    let directory = directory.map(renewed).transpose()?;
     let bound = listener.local_addr().context("the bound address can't be read")?;
     let address = options.advertise.clone().unwrap_or_else(|| bound.into());
     Ok(Place { listener, address, directory: directory.map(Arc::new) })
+}
+
+/// The directory itself; or, if its node was removed from its ring, a new one in its place. The old
+/// one is set aside.
+fn renewed(directory: DataDir) -> anyhow::Result<DataDir> {
+    let Some(last) = removed_from(&directory.vault())? else { return Ok(directory) };
+    let path = directory.path().to_owned();
+    let aside = directory.set_aside()?;
+    news!("the data of the node that was removed is kept in {}", aside.display());
+    let directory = DataDir::open(&path)?;
+    save_departure(&directory.vault(), &last)?;
+    Ok(directory)
 }
 
 fn of_port(port: u16) -> PathBuf {
@@ -113,7 +126,7 @@ fn fits(kind: Kind, options: &Parsed, directory: &DataDir) -> anyhow::Result<()>
     let (memory, ring) = peek(&directory.vault()).with_context(|| format!("{path}"))?;
     let of = match memory {
         Memory::Fresh => return Ok(()),
-        Memory::Member(of) | Memory::Left(of) => of,
+        Memory::Member(of) | Memory::Left(of) | Memory::Removed(of) => of,
     };
     if of != kind {
         let (theirs, program) = match of {

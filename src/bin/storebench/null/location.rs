@@ -85,6 +85,7 @@ impl LocationPeer for NullLocation {
             address: member.address.to_string(),
             node_id: convert::id_bytes(member.id.0),
             epoch: EPOCH,
+            former_ring_ids: Vec::new(),
         }))
     }
     async fn join(&self, _: Request<pb::JoinRequest>) -> Result<Response<pb::JoinResponse>, Status> {
