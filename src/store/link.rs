@@ -4,7 +4,7 @@
 //! whatever queued up while the previous one was being written: small frames at low load, so that
 //! nothing waits, and large ones at high load, so that system calls are shared. Nothing relies on
 //! order. Large questions travel on a second connection, so that small ones never wait behind
-//! them.
+//! them. How large an answer will be its asker can't know; see [`super::answers`].
 //!
 //! A question that was still queued when its connection failed was never sent, and may go
 //! elsewhere; one that was sent and not answered may have been carried out. The difference is
@@ -13,22 +13,20 @@
 use crate::core::node::{Address, NodeId, RingId};
 use crate::wire::convert::id_bytes;
 use crate::wire::store::store_peer_client::StorePeerClient;
-use crate::wire::store::{Answer, LinkHello, LinkRequest, LinkResponse, Question, answer, question};
+use crate::wire::store::{Answer, LinkHello, LinkRequest, Question, answer, question};
 use crate::wire::{MAX_MESSAGE_BYTES, channel};
-use prost::Message;
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 
 /// A frame is closed when it has so many bytes: a good size for one write, and soon written.
-const FRAME_BYTES: usize = 256 << 10;
+pub(super) const FRAME_BYTES: usize = 256 << 10;
 
 /// Questions and answers taken into a frame at once.
-const FRAME_ITEMS: usize = 512;
+pub(super) const FRAME_ITEMS: usize = 512;
 
 /// Questions that may be queued for one node. Past that they are not sent at all.
 const QUEUE: usize = 8192;
@@ -36,15 +34,16 @@ const QUEUE: usize = 8192;
 /// Questions that may be sent and unanswered: what a node that hangs can make this one hold.
 const MAX_PENDING: usize = 65_536;
 
-/// Questions above this size take the second connection.
-const SMALL: usize = 32 << 10;
+/// Questions above this size take the second connection, and answers frames of their own.
+pub(super) const SMALL: usize = 32 << 10;
 
 /// What came of a question to another node.
 #[derive(Debug)]
 pub enum Reply {
     /// This.
     Answer(answer::Answer),
-    /// It was sent, and the connection failed: it may have been carried out.
+    /// It was sent, and the connection failed or the answer makes no sense: it may have been
+    /// carried out.
     Lost,
 }
 
@@ -116,36 +115,95 @@ fn size_of_ask(ask: &question::Ask) -> usize {
     }
 }
 
-/// Questions that were sent, by their number.
-#[derive(Debug, Default)]
-struct Pending {
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Reply>>>,
-    next: AtomicU64,
+/// The asker's end of a connection. The task that reads the answers and the request stream, which
+/// the transport may hold on to for longer, share it.
+#[derive(Debug)]
+struct Line(Mutex<Option<Open>>);
+
+/// A [`Line`] that has not failed. Dropping it tells whoever waits what became of his question.
+#[derive(Debug)]
+struct Open {
+    /// `None` once nothing more can be sent.
+    queue: Option<mpsc::Receiver<Ask>>,
+    /// Out of the queue and not yet sent.
+    taken: Vec<Ask>,
+    /// Sent and not yet answered, by the question's number.
+    waiting: HashMap<u64, oneshot::Sender<Reply>>,
+    next: u64,
+    /// Of the request stream, while it waits for questions.
+    waker: Option<Waker>,
 }
 
-impl Pending {
-    fn add(&self, reply: oneshot::Sender<Reply>) -> Option<u64> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() >= MAX_PENDING {
-            return None;
-        }
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        waiting.insert(number, reply);
-        Some(number)
+impl Line {
+    fn new(queue: mpsc::Receiver<Ask>) -> Self {
+        Line(Mutex::new(Some(Open {
+            queue: Some(queue),
+            taken: Vec::new(),
+            waiting: HashMap::new(),
+            next: 0,
+            waker: None,
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn answered(&self, answers: Vec<Answer>) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut line = self.lock();
+        let Some(open) = line.as_mut() else { return };
         for answer in answers {
-            if let (Some(reply), Some(answer)) = (waiting.remove(&answer.number), answer.answer) {
-                let _asker_gone = reply.send(Reply::Answer(answer));
+            if let Some(reply) = open.waiting.remove(&answer.number) {
+                // A kind of answer that this node doesn't know says all the same that it was asked.
+                let _asker_gone = reply.send(answer.answer.map_or(Reply::Lost, Reply::Answer));
             }
         }
     }
 
-    fn lost(&self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, reply) in waiting.drain() {
+    /// The connection failed: nothing is sent any more, be the request stream polled or not.
+    fn close(&self) {
+        let open = self.lock().take();
+        if let Some(waker) = open.and_then(|mut open| open.waker.take()) {
+            waker.wake();
+        }
+    }
+}
+
+impl Open {
+    /// One frame of what is queued. `None`: nothing will be.
+    fn frame(&mut self, context: &mut Context<'_>) -> Poll<Option<LinkRequest>> {
+        if self.taken.is_empty() {
+            let Some(queue) = &mut self.queue else { return Poll::Ready(None) };
+            self.waker = Some(context.waker().clone());
+            if ready!(queue.poll_recv_many(context, &mut self.taken, FRAME_ITEMS)) == 0 {
+                return Poll::Ready(None);
+            }
+        }
+        let mut frame = LinkRequest { hello: None, questions: Vec::with_capacity(self.taken.len()) };
+        let mut bytes = 0;
+        let mut taken = std::mem::take(&mut self.taken).into_iter();
+        for (ask, reply) in taken.by_ref() {
+            bytes += size_of_ask(&ask);
+            // The asker may have given up meanwhile.
+            if !reply.is_closed() && self.waiting.len() < MAX_PENDING {
+                let number = self.next;
+                self.next += 1;
+                self.waiting.insert(number, reply);
+                frame.questions.push(Question { number, ask: Some(ask) });
+            }
+            if bytes >= FRAME_BYTES {
+                break;
+            }
+        }
+        self.taken = taken.collect();
+        Poll::Ready(Some(frame))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // Whoever is still in the queue was never sent.
+        for (_, reply) in self.waiting.drain() {
             let _asker_gone = reply.send(Reply::Lost);
         }
     }
@@ -153,103 +211,110 @@ impl Pending {
 
 /// Drives one connection until it fails, or nobody asks any more.
 async fn run(address: Address, hello: LinkHello, questions: mpsc::Receiver<Ask>) {
-    let pending = Arc::new(Pending::default());
-    let frames =
-        Questions { hello: Some(hello), queue: questions, taken: Vec::new(), pending: pending.clone() };
+    let line = Arc::new(Line::new(questions));
+    let frames = Questions { hello: Some(hello), line: line.clone() };
     let mut client =
         StorePeerClient::new(channel::lazy(&address)).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let outcome = async {
         let mut answers = client.link(frames).await?.into_inner();
         while let Some(frame) = answers.message().await? {
-            pending.answered(frame.answers);
+            line.answered(frame.answers);
         }
         Ok::<(), tonic::Status>(())
     };
     if let Err(status) = outcome.await {
         tracing::debug!(%address, %status, "a link ended");
     }
-    // The queue is dropped with the stream; whoever is still in it was never sent.
-    drop(client);
-    pending.lost();
+    line.close();
 }
 
 /// The request stream: each poll makes one frame of what is queued.
 struct Questions {
     hello: Option<LinkHello>,
-    queue: mpsc::Receiver<Ask>,
-    taken: Vec<Ask>,
-    pending: Arc<Pending>,
+    line: Arc<Line>,
 }
 
 impl Stream for Questions {
     type Item = LinkRequest;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<LinkRequest>> {
-        let this = &mut *self;
-        if let Some(hello) = this.hello.take() {
+        if let Some(hello) = self.hello.take() {
             return Poll::Ready(Some(LinkRequest { hello: Some(hello), questions: Vec::new() }));
         }
-        if this.taken.is_empty()
-            && std::task::ready!(this.queue.poll_recv_many(context, &mut this.taken, FRAME_ITEMS)) == 0
-        {
-            return Poll::Ready(None);
+        match self.line.lock().as_mut() {
+            Some(open) => open.frame(context),
+            None => Poll::Ready(None),
         }
-        let mut frame = LinkRequest { hello: None, questions: Vec::with_capacity(this.taken.len()) };
-        let mut bytes = 0;
-        let mut taken = std::mem::take(&mut this.taken).into_iter();
-        for (ask, reply) in taken.by_ref() {
-            bytes += size_of_ask(&ask);
-            // The asker may have given up meanwhile.
-            if !reply.is_closed()
-                && let Some(number) = this.pending.add(reply)
-            {
-                frame.questions.push(Question { number, ask: Some(ask) });
-            }
-            if bytes >= FRAME_BYTES {
-                break;
-            }
-        }
-        this.taken = taken.collect();
-        Poll::Ready(Some(frame))
     }
 }
 
-/// The response stream of the other end: each poll makes one frame of the answers that are ready.
-#[derive(Debug)]
-pub struct Answers {
-    queue: mpsc::UnboundedReceiver<Answer>,
-    taken: Vec<Answer>,
-}
-
-impl Answers {
-    /// Answers come in through the sender.
-    pub fn channel() -> (mpsc::UnboundedSender<Answer>, Self) {
-        let (sender, queue) = mpsc::unbounded_channel();
-        (sender, Answers { queue, taken: Vec::new() })
+impl Drop for Questions {
+    fn drop(&mut self) {
+        // Answers to what was sent may still come.
+        if let Some(open) = self.line.lock().as_mut() {
+            open.queue = None;
+            open.taken.clear();
+        }
     }
 }
 
-impl Stream for Answers {
-    type Item = Result<LinkResponse, tonic::Status>;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::store::{Nothing, ReadQuestion};
+    use futures_util::{FutureExt, StreamExt};
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
-        if this.taken.is_empty()
-            && std::task::ready!(this.queue.poll_recv_many(context, &mut this.taken, FRAME_ITEMS)) == 0
-        {
-            return Poll::Ready(None);
-        }
-        let mut frame = LinkResponse { answers: Vec::with_capacity(this.taken.len()) };
-        let mut bytes = 0;
-        let mut taken = std::mem::take(&mut this.taken).into_iter();
-        for answer in taken.by_ref() {
-            bytes += answer.encoded_len();
-            frame.answers.push(answer);
-            if bytes >= FRAME_BYTES {
-                break;
-            }
-        }
-        this.taken = taken.collect();
-        Poll::Ready(Some(Ok(frame)))
+    /// A line with as many questions as there are replies, of which the first is sent.
+    fn line(questions: usize) -> (Arc<Line>, Questions, mpsc::Sender<Ask>, Vec<Replies>) {
+        let (queue, inbox) = mpsc::channel(QUEUE);
+        let line = Arc::new(Line::new(inbox));
+        let mut frames = Questions { hello: None, line: line.clone() };
+        let ask = || {
+            let (reply, replies) = oneshot::channel();
+            queue.try_send((question::Ask::Read(ReadQuestion::default()), reply)).unwrap();
+            replies
+        };
+        let mut replies = vec![ask()];
+        assert_eq!(frames.next().now_or_never().unwrap().unwrap().questions.len(), 1);
+        replies.extend((1..questions).map(|_| ask()));
+        (line, frames, queue, replies)
+    }
+
+    #[test]
+    fn an_answer_of_an_unknown_kind_was_a_question_sent() {
+        let (line, _frames, _queue, mut replies) = line(1);
+        line.answered(vec![Answer { number: 0, answer: None }]);
+        assert!(matches!(replies.remove(0).try_recv(), Ok(Reply::Lost)));
+    }
+
+    #[test]
+    fn nothing_is_sent_over_a_line_that_failed_though_the_transport_asks_for_more() {
+        let (line, mut frames, queue, mut replies) = line(2);
+        line.close();
+        assert!(frames.next().now_or_never().unwrap().is_none());
+        assert!(queue.is_closed(), "others are told at once");
+        assert!(matches!(replies.remove(0).try_recv(), Ok(Reply::Lost)), "it was sent");
+        assert!(replies.remove(0).try_recv().is_err(), "it was not");
+    }
+
+    #[test]
+    fn a_request_stream_that_was_dropped_still_gets_its_answers() {
+        let (line, frames, queue, mut replies) = line(2);
+        drop(frames);
+        assert!(queue.is_closed());
+        assert!(replies.remove(1).try_recv().is_err(), "it was never sent");
+        line.answered(vec![Answer { number: 0, answer: Some(answer::Answer::NoSpace(Nothing {})) }]);
+        assert!(matches!(replies.remove(0).try_recv(), Ok(Reply::Answer(_))));
+    }
+
+    #[tokio::test]
+    async fn a_request_stream_that_waits_learns_that_its_line_failed() {
+        let (line, mut frames, _queue, _replies) = line(1);
+        let mut next = tokio::spawn(async move { frames.next().await });
+        assert!(futures_util::poll!(&mut next).is_pending());
+        tokio::task::yield_now().await;
+        line.close();
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(10), next).await;
+        assert!(ended.unwrap().unwrap().is_none());
     }
 }

@@ -6,12 +6,14 @@
 //!
 //! - [`commit`]: group commit, and questions to this node's own replica
 //! - [`link`]: questions to other nodes
+//! - [`answers`]: the answering end of a link
 //! - [`turns`]: requests for one key in turn
 //! - `coordinator`: drives one request
 //! - [`routing`]: from a client's request to the node that should coordinate it
 //! - [`handoff`]: segments that change their owner
 //! - [`service`]: the gRPC services
 
+pub mod answers;
 pub mod commit;
 mod coordinator;
 pub mod handoff;

@@ -1,7 +1,7 @@
 //! The gRPC services `Store` and `StorePeer`.
 
+use super::answers::{Answering, Answers};
 use super::commit::{Asked, Done};
-use super::link::Answers;
 use super::routing::Ended;
 use super::{Store, answer_to_wire, handoff};
 use crate::core::node::NodeId;
@@ -13,7 +13,6 @@ use crate::wire::store::store_server::{Store as StoreApi, StoreServer};
 use crate::wire::store::{self as pb, answer, question};
 use crate::wire::{MAX_MESSAGE_BYTES, status};
 use std::time::Duration;
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -104,6 +103,9 @@ impl StorePeer for Service {
                 let from = store.greeted(&hello.from, &hello.to, &hello.ring_id)?;
                 while let Some(frame) = frames.message().await? {
                     for question in frame.questions {
+                        if !sender.room().await {
+                            return Ok(());
+                        }
                         store.answer(from, question, &sender).await?;
                     }
                 }
@@ -180,12 +182,7 @@ impl Store {
     }
 
     /// Answers one question of a link: on the spot where possible, else from a task of its own.
-    async fn answer(
-        &self,
-        from: NodeId,
-        question: pb::Question,
-        answers: &UnboundedSender<pb::Answer>,
-    ) -> Result<(), Status> {
+    async fn answer(&self, from: NodeId, question: pb::Question, answers: &Answering) -> Result<(), Status> {
         let number = question.number;
         let request = match question.ask.ok_or(Malformed::Missing("a question"))? {
             question::Ask::Forward(forward) => {
@@ -197,7 +194,7 @@ impl Store {
                         Ended::Answer(answer) => answer,
                         Ended::NotOwner(epoch) => answer::Answer::NotOwnerEpoch(epoch),
                     };
-                    let _link_gone = answers.send(pb::Answer { number, answer: Some(answer) });
+                    answers.send(pb::Answer { number, answer: Some(answer) });
                 });
                 return Ok(());
             }
@@ -228,7 +225,7 @@ impl Store {
         &self,
         from: NodeId,
         request: ReplicaRequest,
-        answers: &UnboundedSender<pb::Answer>,
+        answers: &Answering,
         number: u64,
     ) {
         let asked = match (self.reach(from, request.epoch).await, self.committer()) {
@@ -244,12 +241,12 @@ impl Store {
 }
 
 /// Sends an answer back over the link that its question came by.
-fn send_back(answers: &UnboundedSender<pb::Answer>, number: u64, answer: Answer) {
-    let _link_gone = answers.send(pb::Answer { number, answer: Some(answer_to_wire(answer)) });
+fn send_back(answers: &Answering, number: u64, answer: Answer) {
+    answers.send(pb::Answer { number, answer: Some(answer_to_wire(answer)) });
 }
 
 /// The same, once there is an answer.
-fn send_back_later(answers: &UnboundedSender<pb::Answer>, number: u64) -> Done {
+fn send_back_later(answers: &Answering, number: u64) -> Done {
     let answers = answers.clone();
     Box::new(move |answer| send_back(&answers, number, answer))
 }
