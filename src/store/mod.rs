@@ -281,7 +281,7 @@ fn answer_from_wire(answer: pb::answer::Answer) -> Answer {
         Wire::Version(version) => Answer::Version(convert::version(Some(version))),
         Wire::StaleEpoch(epoch) => Answer::Stale(epoch),
         Wire::NoSpace(_) => Answer::NoSpace,
-        Wire::NotHeld(_)
+        Wire::Silence(_)
         | Wire::Put(_)
         | Wire::Get(_)
         | Wire::Delete(_)
@@ -300,7 +300,7 @@ fn answer_to_wire(answer: Answer) -> pb::answer::Answer {
         Answer::Version(version) => Wire::Version(convert::version_to(version)),
         Answer::Stale(epoch) => Wire::StaleEpoch(epoch),
         Answer::NoSpace => Wire::NoSpace(pb::Nothing {}),
-        Answer::Silence => Wire::NotHeld(pb::Nothing {}),
+        Answer::Silence => Wire::Silence(pb::Nothing {}),
     }
 }
 
