@@ -89,6 +89,7 @@ pub fn start(
         progress: Default::default(),
         holdings: HoldingsSource(Arc::downgrade(&host)),
         peers: Default::default(),
+        fetches: Default::default(),
         events,
         departed: watch::channel(None).0,
     };

@@ -35,10 +35,11 @@ use crate::wire::convert::Malformed;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use gossip::Members;
 use peers::Peers;
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -228,8 +229,17 @@ struct Shared {
     progress: ArcSwapOption<Progress>,
     holdings: HoldingsSource,
     peers: Peers,
+    fetches: Mutex<HashMap<NodeId, Fetch>>,
     events: mpsc::Sender<agent::Event>,
     departed: watch::Sender<Option<Departure>>,
+}
+
+/// A newer layout of which a node told, and that is being asked for: once for all who wait for it.
+#[derive(Debug)]
+struct Fetch {
+    epoch: Epoch,
+    asked: Instant,
+    tries: usize,
 }
 
 /// Weak, since hosts hold on to their [`Location`].
@@ -290,13 +300,16 @@ impl Location {
         &self.shared.peers
     }
 
-    /// Fetches the layout of at least this epoch from a node that has it, and waits until it is
-    /// installed here. `None` if that took too long.
+    /// Fetches the layout of at least this epoch, from the node that told of it or else from other
+    /// members, and waits until it is installed here. `None` if that took too long.
     pub async fn catch_up(&self, from: NodeId, epoch: Epoch, deadline: Instant) -> Option<Arc<Layout>> {
         let mut layouts = self.watch();
         while Instant::now() < deadline {
-            if self.layout().is_none_or(|layout| layout.epoch < epoch) {
-                self.shared.events.send(agent::Event::Pull(from)).await.ok()?;
+            if self.layout().is_none_or(|layout| layout.epoch < epoch)
+                && let Some(whom) = self.whom_to_ask(from, epoch)
+            {
+                let ask = self.shared.events.send(agent::Event::Pull(whom));
+                tokio::time::timeout_at(deadline, ask).await.ok()?.ok()?;
             }
             let there = layouts.wait_for(|layout| layout.as_ref().is_some_and(|l| l.epoch >= epoch));
             let again = deadline.min(Instant::now() + FETCH_AGAIN);
@@ -305,6 +318,29 @@ impl Location {
             }
         }
         None
+    }
+
+    /// Who is to be asked now for a layout of which `from` told: `from` itself, then in turn with the
+    /// other members. `None`: somebody has just been asked.
+    fn whom_to_ask(&self, from: NodeId, epoch: Epoch) -> Option<NodeId> {
+        let mut fetches = self.shared.fetches.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        fetches.retain(|_, fetch| now < fetch.asked + 2 * FETCH_AGAIN);
+        let Some(fetch) = fetches.get_mut(&from).filter(|fetch| fetch.epoch >= epoch) else {
+            fetches.insert(from, Fetch { epoch, asked: now, tries: 0 });
+            return Some(from);
+        };
+        if now < fetch.asked + FETCH_AGAIN {
+            return None;
+        }
+        *fetch = Fetch { epoch: fetch.epoch, asked: now, tries: fetch.tries + 1 };
+        let layout = self.layout()?;
+        let other = |id: &NodeId| *id != self.me() && *id != from && self.liveness(*id) != Liveness::Down;
+        let others: Vec<NodeId> = layout.ids().filter(other).collect();
+        match fetch.tries % 2 {
+            1 if !others.is_empty() => Some(others[fetch.tries / 2 % others.len()]),
+            _ => Some(from),
+        }
     }
 
     /// Asks the ring to let this node go. It goes on until its segments are taken over; see
@@ -325,5 +361,37 @@ impl Location {
             Ok(departure) => departure.unwrap_or(Departure::Stopped),
             Err(_) => Departure::Stopped,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::layout::tests::ring_of;
+    use crate::storage::vault::MemoryVault;
+
+    #[test]
+    fn a_newer_layout_is_asked_for_once_for_all_and_then_of_others_too() {
+        let mut state = state::NodeState::open(Arc::new(MemoryVault::new())).unwrap();
+        state.id = NodeId(1);
+        let address = "127.0.0.1:1".parse().unwrap();
+        let (location, _agent) =
+            agent::start(address, LocationConfig::default(), state, false, Arc::new(NoSegments));
+        location.shared.layout.store(Some(Arc::new(ring_of(3, 3, 4))));
+        let ask = |from, epoch| location.whom_to_ask(NodeId(from), epoch).map(|id| id.0);
+        let later = || {
+            let mut fetches = location.shared.fetches.lock().unwrap();
+            fetches.values_mut().for_each(|fetch| fetch.asked -= FETCH_AGAIN);
+        };
+        assert_eq!((ask(2, 9), ask(2, 9), ask(2, 8)), (Some(2), None, None));
+        assert_eq!((ask(3, 9), ask(2, 10)), (Some(3), Some(2)), "who tells more is asked again");
+        later();
+        assert_eq!((ask(2, 10), ask(2, 10)), (Some(3), None), "it may have died meanwhile");
+        later();
+        assert_eq!(ask(2, 10), Some(2));
+        later();
+        later();
+        assert_eq!(ask(2, 10), Some(2), "begins afresh");
+        assert_eq!(location.shared.fetches.lock().unwrap().len(), 1, "old ones are forgotten");
     }
 }

@@ -16,6 +16,7 @@ use crate::replica::Request;
 use crate::wire::convert;
 use crate::wire::store::{ReadQuestion, WriteQuestion, question};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,6 +27,9 @@ use tokio::time::Instant;
 
 /// How often time passes for a request that has to wait. Only requests that meet a fault see it.
 const TICK: Duration = Duration::from_millis(10);
+
+/// How long an offered record may take to be answered: as long as a page of a pull.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a request that was coordinated here ended.
 #[derive(Debug)]
@@ -191,6 +195,8 @@ impl Store {
         terms: Terms,
     ) -> (Outcome<M::Value>, M) {
         let mut waiting = Waiting::default();
+        // Of a newer layout; answers count meanwhile. Whoever is newer still says so again.
+        let mut fetch: Option<BoxFuture<'_, Option<Arc<Layout>>>> = None;
         let mut tick = std::pin::pin!(tokio::time::sleep(TICK));
         loop {
             // What is answered on the spot may lead to more questions.
@@ -204,12 +210,11 @@ impl Store {
                                 Err(coming) => waiting.coming.push((node, epoch, coming)),
                             }
                         }
-                        Action::Fetch(from, epoch) => {
+                        Action::Fetch(from, epoch) if fetch.is_none() => {
                             let deadline = self.at(terms.deadline);
-                            if let Some(layout) = self.location().catch_up(from, epoch, deadline).await {
-                                machine.installed(layout, self.now(), self, &mut next);
-                            }
+                            fetch = Some(Box::pin(self.location().catch_up(from, epoch, deadline)));
                         }
+                        Action::Fetch(..) => {}
                     }
                 }
                 actions = next;
@@ -222,6 +227,12 @@ impl Store {
                 (node, epoch, answer) = waiting.next() => {
                     self.learn(&answer);
                     machine.answered(node, epoch, answer, self.now(), &mut actions);
+                }
+                layout = async { fetch.as_mut()?.await }, if fetch.is_some() => {
+                    fetch = None;
+                    if let Some(layout) = layout {
+                        machine.installed(layout, self.now(), self, &mut actions);
+                    }
                 }
                 () = &mut tick => {
                     tick.as_mut().reset(Instant::now() + TICK);
@@ -283,14 +294,14 @@ impl Store {
     }
 
     /// Puts a record to one replica of another node, outside of any client's request; `true` if the
-    /// node now has it or something newer.
+    /// node now has it or something newer. Takes [`OFFER_TIMEOUT`] at most.
     pub(super) async fn offer(&self, to: NodeId, epoch: Epoch, key: Bytes, record: Record) -> bool {
         match self.put_question(to, epoch, &key, Ask::Write(record)).await {
             Ok(_) => false,
             Err(coming) => {
                 let mut waiting = Waiting { coming: vec![(to, epoch, coming)] };
-                let (_, _, answer) = waiting.next().await;
-                matches!(answer, Answer::Accepted(_) | Answer::Superseded(_))
+                let answer = tokio::time::timeout(OFFER_TIMEOUT, waiting.next()).await;
+                matches!(answer, Ok((_, _, Answer::Accepted(_) | Answer::Superseded(_))))
             }
         }
     }
@@ -309,5 +320,48 @@ impl Store {
     pub(super) fn terms(&self, consistency: Consistency, fallback_to_one: bool, timeout: Duration) -> Terms {
         let now = self.now();
         Terms::new(consistency, fallback_to_one, now, now + timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::layout::tests::ring_of;
+    use crate::store::tests::member_of;
+
+    /// Is done with the first answer.
+    struct Asking(Option<Outcome<Answer>>);
+
+    impl Machine for Asking {
+        type Value = Answer;
+
+        fn outcome(&self) -> Option<&Outcome<Answer>> {
+            self.0.as_ref()
+        }
+
+        fn answered(&mut self, _: NodeId, _: Epoch, answer: Answer, _: Moment, _: &mut Vec<Action>) {
+            self.0 = Some(Outcome::Done(answer, Consistency::One));
+        }
+
+        fn installed(&mut self, _: Arc<Layout>, _: Moment, _: &Store, _: &mut Vec<Action>) {}
+
+        fn tick(&mut self, _: Moment, _: &mut Vec<Action>) {}
+    }
+
+    /// Far more than anything here takes, and far less than the requests' own deadlines.
+    const SOON: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn answers_count_while_a_layout_is_being_fetched_from_a_node_that_died() {
+        let layout = ring_of(3, 3, 4);
+        let store = member_of(layout.clone()).await;
+        let terms = store.terms(Consistency::Quorum, false, Duration::from_secs(3600));
+        let actions = vec![
+            Action::Fetch(NodeId(2), layout.epoch + 1),
+            Action::Ask(NodeId(1), layout.epoch, Ask::Version),
+        ];
+        let driven = store.drive("k".into(), Asking(None), actions, terms);
+        let (outcome, _) = tokio::time::timeout(SOON, driven).await.unwrap();
+        assert_eq!(outcome, Outcome::Done(Answer::Version(Version::ABSENT), Consistency::One));
     }
 }

@@ -307,11 +307,28 @@ fn answer_to_wire(answer: Answer) -> pb::answer::Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::layout::Kind;
     use crate::core::record::{Record, Version};
     use crate::core::token::{Segment, Slot, Token};
+    use crate::location::{LocationConfig, agent};
     use crate::storage::engine::{Engine, Entry};
     use crate::storage::memory::MemoryEngine;
     use crate::storage::vault::MemoryVault;
+
+    /// The store of the node 1, without a disk, in the ring of this layout. Its other members answer
+    /// nothing.
+    pub(super) async fn member_of(layout: Layout) -> Store {
+        let mut state = NodeState::open(Arc::new(MemoryVault::new())).unwrap();
+        (state.id, state.layout) = (NodeId(1), Some(Arc::new(layout)));
+        let store = Store::new(&state, Arc::new(MemoryEngine::new()), None);
+        let config = LocationConfig { kind: Kind::Store, ..LocationConfig::default() };
+        let address = "127.0.0.1:1".parse().unwrap();
+        let (location, agent) = agent::start(address, config, state, false, Arc::new(store.clone()));
+        store.attach(location.clone());
+        tokio::spawn(agent);
+        location.watch().wait_for(Option::is_some).await.unwrap();
+        store
+    }
 
     #[test]
     fn what_a_former_life_left_behind_is_forgotten_before_a_new_one_begins() {
