@@ -26,6 +26,9 @@ use tonic::{Code, Status};
 /// Pause before a request is routed again because the ring is just changing.
 const ROUTE_AGAIN: Duration = Duration::from_millis(5);
 
+/// With less time than this left nobody is asked any more: a deadline travels in milliseconds.
+const LEAST_TIME: Duration = Duration::from_millis(1);
+
 /// How a request ended that this node coordinated, or could not.
 #[derive(Debug)]
 pub(super) enum Ended {
@@ -120,8 +123,8 @@ impl Store {
             let mut tried = 0;
             for node in self.candidates(&layout, segment) {
                 let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    break;
+                if left < LEAST_TIME {
+                    return Err(out_of_time(segment, &layout));
                 }
                 tried += 1;
                 let ended = if node == self.location().me() {
@@ -146,10 +149,7 @@ impl Store {
                 return Err(no_quorum(segment, &layout));
             }
             if Instant::now() + ROUTE_AGAIN >= deadline {
-                return Err(status::unavailable(format!(
-                    "no owner of segment {segment} could be reached at epoch {}; nothing was done",
-                    layout.epoch
-                )));
+                return Err(out_of_time(segment, &layout));
             }
             tokio::time::sleep(ROUTE_AGAIN).await;
         }
@@ -179,8 +179,8 @@ impl Store {
     ) -> Option<Ended> {
         let address = self.location().address_of(node)?;
         let left = deadline.saturating_duration_since(Instant::now());
-        let forward =
-            ForwardedRequest { timeout_ms: left.as_millis() as u32, request: Some(request.clone()) };
+        let timeout_ms = left.max(LEAST_TIME).as_millis() as u32;
+        let forward = ForwardedRequest { timeout_ms, request: Some(request.clone()) };
         let replies = self.0.links.ask(node, &address, layout.ring, question::Ask::Forward(forward));
         match tokio::time::timeout_at(deadline, replies).await {
             Ok(Ok(Reply::Answer(answer::Answer::NotOwnerEpoch(epoch)))) => Some(Ended::NotOwner(epoch)),
@@ -236,18 +236,16 @@ impl Store {
                 let content =
                     Content { value: Some(put.value.clone()), content_type: put.content_type.clone() };
                 let written = self.write(key, segment, content, terms).await?;
+                let epoch = written.epoch;
                 let (version, consistency) = self.written(written, segment, terms)?;
-                answer::Answer::Put(PutResponse { version: Some(version), consistency, epoch: layout.epoch })
+                answer::Answer::Put(PutResponse { version: Some(version), consistency, epoch })
             }
             forwarded_request::Request::Delete(_) => {
                 let content = Content { value: None, content_type: String::new() };
                 let written = self.write(key, segment, content, terms).await?;
+                let epoch = written.epoch;
                 let (version, consistency) = self.written(written, segment, terms)?;
-                answer::Answer::Delete(DeleteResponse {
-                    version: Some(version),
-                    consistency,
-                    epoch: layout.epoch,
-                })
+                answer::Answer::Delete(DeleteResponse { version: Some(version), consistency, epoch })
             }
             forwarded_request::Request::Get(_) => {
                 let read = self.read(key, segment, terms).await?;
@@ -341,7 +339,32 @@ fn no_quorum(segment: Segment, layout: &Layout) -> Status {
     ))
 }
 
+fn out_of_time(segment: Segment, layout: &Layout) -> Status {
+    status::unavailable(format!(
+        "no owner of segment {segment} could be reached in time at epoch {}; nothing was done",
+        layout.epoch
+    ))
+}
+
 fn nonsense(answer: &answer::Answer) -> Status {
     tracing::warn!(?answer, "a coordinator answered something else than it was asked");
     status::unknown(Code::Aborted, "the coordinator's answer makes no sense")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::layout::tests::ring_of;
+    use crate::store::tests::member_of;
+
+    #[tokio::test]
+    async fn a_request_without_time_is_told_so_and_nothing_is_done() {
+        let store = member_of(ring_of(3, 3, 4)).await;
+        for timeout in [Duration::ZERO, LEAST_TIME / 2] {
+            let put = PutRequest { key: "k".into(), ..PutRequest::default() };
+            let status = store.put(put, timeout).await.unwrap_err();
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+            assert!(status.message().contains("in time") && !status::outcome_unknown(&status), "{status}");
+        }
+    }
 }
