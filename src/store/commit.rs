@@ -227,7 +227,8 @@ async fn let_out(mut released: mpsc::UnboundedReceiver<Batch>) {
     }
 }
 
-fn value_bytes(request: &Request) -> usize {
+/// Bytes of the value that a question brings along.
+pub(super) fn value_bytes(request: &Request) -> usize {
     match &request.ask {
         Ask::Write(record) => record.value.as_ref().map_or(0, bytes::Bytes::len),
         Ask::Read | Ask::Version => 0,

@@ -12,8 +12,9 @@
 //! refused by the replica.
 
 use super::Store;
+use crate::core::digest::Digest;
 use crate::core::layout::{Layout, Pull, Standing};
-use crate::core::node::{Liveness, NodeId};
+use crate::core::node::{Address, Liveness, NodeId};
 use crate::core::token::{Epoch, Segment};
 use crate::location::Progress;
 use crate::news;
@@ -32,6 +33,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 /// Segments asked for in one call.
@@ -47,6 +49,14 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// How long a call may go without a page before the source is given up.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a puller may take to make room for a page before it is given up: longer than it waits
+/// for one itself.
+const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pullers that are served at once, each of which may hold a few pages. Others are told to come
+/// back, and turn to another source meanwhile.
+pub(super) const MAX_PULLERS: usize = 64;
+
 /// How long comparing digests may take.
 const COMPARE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -59,6 +69,7 @@ pub(super) async fn gather(store: &Store, layout: &Layout, progress: &Progress) 
     let pulls = layout.pulls(me);
     progress.total.store(pulls.len() as u64, Ordering::Relaxed);
     let mut gathering = Gathering::new(pulls);
+    let mut clients = Clients::default();
     loop {
         let round = gathering.round(|id| store.location().liveness(id));
         if round.is_empty() {
@@ -69,10 +80,15 @@ pub(super) async fn gather(store: &Store, layout: &Layout, progress: &Progress) 
             gathering.forgive();
             continue;
         }
-        let calls = round.into_iter().map(|(source, segments)| async move {
-            let mut done = BTreeSet::new();
-            let result = pull(store, layout, source, &segments, progress, &mut done).await;
-            (source, segments, done, result)
+        let calls = round.into_iter().map(|(source, segments)| {
+            let client = clients.of(store, source);
+            async move {
+                let mut done = BTreeSet::new();
+                let pulled =
+                    async { pull(store, layout, source, client?, &segments, progress, &mut done).await };
+                let result = pulled.await;
+                (source, segments, done, result)
+            }
         });
         for (source, segments, done, result) in futures_util::future::join_all(calls).await {
             match result {
@@ -162,10 +178,28 @@ impl Gathering {
     }
 }
 
-fn client(address: &crate::core::node::Address) -> StorePeerClient<tonic::transport::Channel> {
-    StorePeerClient::new(channel::lazy(address))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+type Client = StorePeerClient<Channel>;
+
+/// Connections of their own for what is large, one a node for as long as this node gathers: votes and
+/// gossip never wait behind pages.
+#[derive(Default)]
+struct Clients(BTreeMap<NodeId, (Address, Client)>);
+
+impl Clients {
+    fn of(&mut self, store: &Store, node: NodeId) -> Result<Client, Status> {
+        let address = store.location().address_of(node).ok_or_else(|| Status::unavailable("no address"))?;
+        let connect = |address: Address| {
+            let client = StorePeerClient::new(channel::lazy(&address))
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            (address, client)
+        };
+        let known = self.0.entry(node).or_insert_with(|| connect(address.clone()));
+        if known.0 != address {
+            *known = connect(address);
+        }
+        Ok(known.1.clone())
+    }
 }
 
 fn digests(store: &Store, epoch: Epoch, segments: &[Segment]) -> Result<Vec<SegmentDigest>, Status> {
@@ -183,21 +217,19 @@ async fn pull(
     store: &Store,
     layout: &Layout,
     source: NodeId,
+    mut client: Client,
     segments: &[Segment],
     progress: &Progress,
     done: &mut BTreeSet<Segment>,
 ) -> Result<u64, Status> {
-    let location = store.location();
-    let address = location.address_of(source).ok_or_else(|| Status::unavailable("no address"))?;
     let request = PullSegmentRequest {
         epoch: layout.epoch,
         ring_id: id_bytes(layout.ring.0),
-        from: id_bytes(location.me().0),
+        from: id_bytes(store.location().me().0),
         segments: digests(store, layout.epoch, segments)?,
         to: id_bytes(source.0),
     };
     let late = |_| Status::deadline_exceeded("no page came in time");
-    let mut client = client(&address);
     let pages = tokio::time::timeout(PAGE_TIMEOUT, client.pull_segment(request)).await.map_err(late)??;
     let mut pages = pages.into_inner();
     let mut keys = 0;
@@ -253,69 +285,82 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
 /// Pages on their way to a puller.
 pub(super) type Responses = Pin<Box<dyn Stream<Item = Result<PullSegmentResponse, Status>> + Send>>;
 
-/// Serves segments to a puller, page by page, at the puller's pace.
+/// Serves segments to a puller, page by page, at the puller's pace; `RESOURCE_EXHAUSTED` if there
+/// are [`MAX_PULLERS`] already. No thread waits for a slow puller.
 pub(super) fn serve(store: Store, request: PullSegmentRequest) -> Result<Responses, Status> {
     let asked =
         request.segments.iter().map(|s| Ok((convert::segment(s.segment)?, convert::digest(&s.digest)?)));
     let asked = asked.collect::<Result<Vec<_>, convert::Malformed>>()?;
-    let (sender, receiver) = mpsc::channel(4);
+    let served = store.0.pullers.clone().try_acquire_owned();
+    let served = served.map_err(|_none_left| {
+        Status::resource_exhausted("this node serves as many pullers as it can; nothing was done")
+    })?;
+    let (sender, receiver) = mpsc::channel(1);
     let epoch = request.epoch;
-    // Scanning blocks, and so does waiting for a slow puller: neither may hold up the runtime.
-    tokio::task::spawn_blocking(move || {
+    tokio::spawn(async move {
         for (segment, theirs) in asked {
-            let sent = serve_segment(&store, epoch, segment, theirs, &sender);
-            match sent {
+            match serve_segment(&store, epoch, segment, theirs, &sender).await {
                 Ok(true) => {}
-                Ok(false) => return,
+                Ok(false) => break,
                 Err(status) => {
-                    let _puller_gone = sender.blocking_send(Err(status));
-                    return;
+                    let _puller_gone = sender.send_timeout(Err(status), TAKE_TIMEOUT).await;
+                    break;
                 }
             }
         }
+        drop(served);
     });
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
 
 type Pages = mpsc::Sender<Result<PullSegmentResponse, Status>>;
 
-/// `false`: the puller is gone.
-fn serve_segment(
+/// `false`: the puller is gone, or takes too long.
+async fn serve_segment(
     store: &Store,
     epoch: Epoch,
     segment: Segment,
-    theirs: crate::core::digest::Digest,
+    theirs: Digest,
     pages: &Pages,
 ) -> Result<bool, Status> {
-    let replica = store.replica()?;
-    let respond = |records: Vec<(Bytes, crate::core::record::Record)>, done, clock| PullSegmentResponse {
-        segment: segment.0.into(),
-        records: records
-            .into_iter()
-            .map(|(key, record)| KeyedRecord { key, record: Some(convert::record_to(record)) })
-            .collect(),
-        done,
-        clock,
-    };
-    let same = replica.digest(epoch, segment).map_err(|refusal| refused(&refusal))? == theirs;
+    let same = store.replica()?.digest(epoch, segment).map_err(|refusal| refused(&refusal))? == theirs;
     let mut after: Option<Bytes> = None;
     loop {
         let page = match same {
-            true => Page { records: Vec::new(), last: true, clock: replica.clock().last() },
-            false => {
-                let page = replica.snapshot(epoch, segment, after.as_deref(), PAGE_BYTES);
-                page.map_err(|refusal| refused(&refusal))?
-            }
+            true => Page { records: Vec::new(), last: true, clock: store.replica()?.clock().last() },
+            false => snapshot(store, epoch, segment, after.clone()).await?,
         };
         after = page.records.last().map(|(key, _)| key.clone()).or(after);
         let last = page.last;
-        if pages.blocking_send(Ok(respond(page.records, last, page.clock))).is_err() {
+        let keyed = |(key, record)| KeyedRecord { key, record: Some(convert::record_to(record)) };
+        let response = PullSegmentResponse {
+            segment: segment.0.into(),
+            records: page.records.into_iter().map(keyed).collect(),
+            done: last,
+            clock: page.clock,
+        };
+        if pages.send_timeout(Ok(response), TAKE_TIMEOUT).await.is_err() {
             return Ok(false);
         }
         if last {
             return Ok(true);
         }
     }
+}
+
+/// The page of a segment that follows a key. Scanning blocks, and may not hold up the runtime.
+async fn snapshot(
+    store: &Store,
+    epoch: Epoch,
+    segment: Segment,
+    after: Option<Bytes>,
+) -> Result<Page, Status> {
+    let store = store.clone();
+    let page = tokio::task::spawn_blocking(move || {
+        let page = store.replica()?.snapshot(epoch, segment, after.as_deref(), PAGE_BYTES);
+        page.map_err(|refusal| refused(&refusal))
+    });
+    page.await.map_err(|_error| Status::internal("reading a page failed"))?
 }
 
 /// As a leaver: offers what differs here to those owners that stay. The newcomers pull from a
@@ -330,12 +375,13 @@ async fn offer_all(store: &Store, layout: &Layout, progress: &Progress) -> bool 
             by_heir.entry(heir).or_default().push(segment);
         }
     }
+    let mut clients = Clients::default();
     for (heir, segments) in by_heir {
         if store.location().liveness(heir) == Liveness::Down {
             continue;
         }
         for some in segments.chunks(SEGMENTS_PER_CALL) {
-            if let Err(status) = offer_to(store, layout, heir, some, progress).await {
+            if let Err(status) = offer_to(store, layout, heir, &mut clients, some, progress).await {
                 tracing::debug!(heir = %heir, %status, "an offer failed");
                 return false;
             }
@@ -348,29 +394,26 @@ async fn offer_to(
     store: &Store,
     layout: &Layout,
     heir: NodeId,
+    clients: &mut Clients,
     segments: &[Segment],
     progress: &Progress,
 ) -> Result<(), Status> {
-    let location = store.location();
-    let address = location.address_of(heir).ok_or_else(|| Status::unavailable("no address"))?;
     let compare = CompareDigestsRequest {
         epoch: layout.epoch,
         ring_id: id_bytes(layout.ring.0),
-        from: id_bytes(location.me().0),
+        from: id_bytes(store.location().me().0),
         segments: digests(store, layout.epoch, segments)?,
         to: id_bytes(heir.0),
     };
     let mut compare = Request::new(compare);
     compare.set_timeout(COMPARE_TIMEOUT);
-    let differing = client(&address).compare_digests(compare).await?.into_inner().differing;
+    let differing = clients.of(store, heir)?.compare_digests(compare).await?.into_inner().differing;
     progress.step();
     for segment in differing {
         let segment = convert::segment(segment)?;
         let mut after: Option<Bytes> = None;
         loop {
-            let replica = store.replica()?;
-            let page = replica.snapshot(layout.epoch, segment, after.as_deref(), PAGE_BYTES);
-            let page = page.map_err(|refusal| refused(&refusal))?;
+            let page = snapshot(store, layout.epoch, segment, after.clone()).await?;
             after = page.records.last().map(|(key, _)| key.clone()).or(after);
             let offers =
                 page.records.into_iter().map(|(key, record)| store.offer(heir, layout.epoch, key, record));
@@ -389,7 +432,40 @@ async fn offer_to(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::layout::tests::ring_of;
+    use crate::core::record::{Record, Version};
     use crate::core::token::Slot;
+    use crate::store::tests::member_of;
+    use futures_util::StreamExt;
+
+    #[test]
+    fn pullers_that_take_nothing_hold_no_thread_and_are_bounded() {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_all().max_blocking_threads(1).build().unwrap().block_on(async {
+            let store = member_of(ring_of(1, 3, 4)).await;
+            let (segment, layout) = (Segment(0), store.layout().unwrap());
+            let slot = layout.slot(NodeId(1), segment).unwrap();
+            let record = Record::value(Version { hlc: 1, node: 1 }, vec![0; PAGE_BYTES]);
+            let records = (0..8).map(|key| (Bytes::from(vec![key]), record.clone())).collect();
+            let page = Page { records, last: true, clock: 1 };
+            store.replica().unwrap().absorb(layout.epoch, slot, page).unwrap();
+            let digest = SegmentDigest { segment: 0, digest: vec![0; 16].into() };
+            let request =
+                PullSegmentRequest { epoch: layout.epoch, segments: vec![digest], ..Default::default() };
+            let pull = || serve(store.clone(), request.clone());
+            let mut served: Vec<Responses> = (0..MAX_PULLERS).map(|_| pull().unwrap()).collect();
+            for pages in &mut served {
+                pages.next().await.unwrap().unwrap();
+            }
+            assert_eq!(pull().map(|_| ()).unwrap_err().code(), Code::ResourceExhausted);
+            let free = tokio::time::timeout(Duration::from_secs(5), tokio::task::spawn_blocking(|| ()));
+            free.await.expect("a thread is free").unwrap();
+            drop(served);
+            while pull().is_err() {
+                tokio::task::yield_now().await;
+            }
+        });
+    }
 
     #[test]
     fn each_segment_is_gathered_from_as_many_sources_as_it_needs() {

@@ -39,7 +39,7 @@ use link::Links;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use turns::Turns;
 
@@ -75,6 +75,10 @@ struct Inner {
     links: Links,
     turns: Turns,
     in_flight: AtomicUsize,
+    /// Room for questions of a newer epoch.
+    ahead: Arc<Semaphore>,
+    /// Room for pullers.
+    pullers: Arc<Semaphore>,
     free_space: Option<FreeSpace>,
     failed: watch::Sender<Option<String>>,
 }
@@ -115,6 +119,8 @@ impl Store {
             links: Links::new(state.id),
             turns: Turns::default(),
             in_flight: AtomicUsize::new(0),
+            ahead: Arc::new(Semaphore::new(service::MAX_AHEAD)),
+            pullers: Arc::new(Semaphore::new(handoff::MAX_PULLERS)),
             free_space,
             failed: watch::channel(None).0,
         }))

@@ -1,7 +1,7 @@
 //! The gRPC services `Store` and `StorePeer`.
 
 use super::answers::{Answering, Answers};
-use super::commit::{Asked, Done};
+use super::commit::{Asked, Done, value_bytes};
 use super::routing::Ended;
 use super::{Store, answer_to_wire, handoff};
 use crate::core::node::NodeId;
@@ -21,6 +21,10 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest deadline that is honoured.
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What questions of a newer epoch may hold while its layout is being installed here, in KiB: 4096
+/// small ones, which is more than come in the moment that it takes. Past that they get no answer.
+pub(super) const MAX_AHEAD: usize = 65_536;
 
 /// The service for clients.
 pub fn store_service(store: Store) -> StoreServer<Service> {
@@ -212,10 +216,17 @@ impl Store {
         match self.committer()?.ask(request, || send_back_later(answers, number)).await {
             Asked::Now(answer) => send_back(answers, number, answer),
             Asked::Later => {}
-            Asked::Behind(request) => {
-                let (store, answers) = (self.clone(), answers.clone());
-                tokio::spawn(async move { store.answer_when_there(from, request, &answers, number).await });
-            }
+            Asked::Behind(request) => match self.0.ahead.clone().try_acquire_many_owned(weight(&request)) {
+                Ok(permit) => {
+                    let (store, answers) = (self.clone(), answers.clone());
+                    tokio::spawn(async move {
+                        store.answer_when_there(from, request, &answers, number).await;
+                        drop(permit);
+                    });
+                }
+                // The asker asks again, and by then the layout is here.
+                Err(_too_many) => send_back(answers, number, Answer::Silence),
+            },
         }
         Ok(())
     }
@@ -240,6 +251,11 @@ impl Store {
     }
 }
 
+/// What a question counts of [`MAX_AHEAD`].
+fn weight(request: &ReplicaRequest) -> u32 {
+    16 + (value_bytes(request) >> 10) as u32
+}
+
 /// Sends an answer back over the link that its question came by.
 fn send_back(answers: &Answering, number: u64, answer: Answer) {
     answers.send(pb::Answer { number, answer: Some(answer_to_wire(answer)) });
@@ -254,6 +270,25 @@ fn send_back_later(answers: &Answering, number: u64) -> Done {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::layout::tests::ring_of;
+    use crate::store::tests::member_of;
+    use futures_util::StreamExt;
+
+    #[tokio::test]
+    async fn of_questions_from_the_future_only_so_many_wait() {
+        let layout = ring_of(1, 3, 4);
+        let store = member_of(layout.clone()).await;
+        let (sender, mut answers) = Answers::channel();
+        let waiting = MAX_AHEAD as u64 / 16;
+        for number in 0..=waiting {
+            let read = pb::ReadQuestion { epoch: layout.epoch + 1, key: "k".into(), version_only: true };
+            let question = pb::Question { number, ask: Some(question::Ask::Read(read)) };
+            store.answer(NodeId(2), question, &sender).await.unwrap();
+        }
+        let first = answers.next().await.unwrap().unwrap().answers.remove(0);
+        assert_eq!(first.number, waiting, "the others wait");
+        assert!(matches!(first.answer, Some(answer::Answer::Silence(_))));
+    }
 
     #[test]
     fn timeouts_are_read_as_grpc_has_them() {
