@@ -101,6 +101,10 @@ pub const DEFAULT_REPLICAS: Replicas = Replicas::Count(3);
 /// A layout that was asked for and has not come is asked for again after this.
 const FETCH_AGAIN: Duration = Duration::from_millis(250);
 
+/// All who wait for one layout ask no more often than this together: seldom enough to cost nothing,
+/// and soon enough when the fetch that was under way brought an older one.
+const FETCH_APART: Duration = Duration::from_millis(20);
+
 /// What went wrong for good: the node can't go on.
 #[derive(Debug, thiserror::Error)]
 pub enum LocationError {
@@ -306,7 +310,7 @@ impl Location {
         let mut layouts = self.watch();
         while Instant::now() < deadline {
             if self.layout().is_none_or(|layout| layout.epoch < epoch)
-                && let Some(whom) = self.whom_to_ask(from, epoch)
+                && let Some(whom) = self.whom_to_ask(from, epoch, Instant::now())
             {
                 let ask = self.shared.events.send(agent::Event::Pull(whom));
                 tokio::time::timeout_at(deadline, ask).await.ok()?.ok()?;
@@ -322,15 +326,14 @@ impl Location {
 
     /// Who is to be asked now for a layout of which `from` told: `from` itself, then in turn with the
     /// other members. `None`: somebody has just been asked.
-    fn whom_to_ask(&self, from: NodeId, epoch: Epoch) -> Option<NodeId> {
+    fn whom_to_ask(&self, from: NodeId, epoch: Epoch, now: Instant) -> Option<NodeId> {
         let mut fetches = self.shared.fetches.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
         fetches.retain(|_, fetch| now < fetch.asked + 2 * FETCH_AGAIN);
         let Some(fetch) = fetches.get_mut(&from).filter(|fetch| fetch.epoch >= epoch) else {
             fetches.insert(from, Fetch { epoch, asked: now, tries: 0 });
             return Some(from);
         };
-        if now < fetch.asked + FETCH_AGAIN {
+        if now < fetch.asked + FETCH_APART {
             return None;
         }
         *fetch = Fetch { epoch: fetch.epoch, asked: now, tries: fetch.tries + 1 };
@@ -378,20 +381,17 @@ mod tests {
         let (location, _agent) =
             agent::start(address, LocationConfig::default(), state, false, Arc::new(NoSegments));
         location.shared.layout.store(Some(Arc::new(ring_of(3, 3, 4))));
-        let ask = |from, epoch| location.whom_to_ask(NodeId(from), epoch).map(|id| id.0);
-        let later = || {
-            let mut fetches = location.shared.fetches.lock().unwrap();
-            fetches.values_mut().for_each(|fetch| fetch.asked -= FETCH_AGAIN);
-        };
-        assert_eq!((ask(2, 9), ask(2, 9), ask(2, 8)), (Some(2), None, None));
-        assert_eq!((ask(3, 9), ask(2, 10)), (Some(3), Some(2)), "who tells more is asked again");
-        later();
-        assert_eq!((ask(2, 10), ask(2, 10)), (Some(3), None), "it may have died meanwhile");
-        later();
-        assert_eq!(ask(2, 10), Some(2));
-        later();
-        later();
-        assert_eq!(ask(2, 10), Some(2), "begins afresh");
+        let start = Instant::now();
+        let ask = |at, from, epoch| location.whom_to_ask(NodeId(from), epoch, start + at).map(|id| id.0);
+        let at = Duration::ZERO;
+        assert_eq!((ask(at, 2, 9), ask(at, 2, 9), ask(at, 2, 8)), (Some(2), None, None));
+        assert_eq!((ask(at, 3, 9), ask(at, 2, 10)), (Some(3), Some(2)), "who tells more is asked again");
+        let at = at + FETCH_APART;
+        assert_eq!((ask(at, 2, 10), ask(at, 2, 10)), (Some(3), None), "it may have died meanwhile");
+        let at = at + FETCH_AGAIN;
+        assert_eq!(ask(at, 2, 10), Some(2));
+        let at = at + 2 * FETCH_AGAIN;
+        assert_eq!(ask(at, 2, 10), Some(2), "begins afresh");
         assert_eq!(location.shared.fetches.lock().unwrap().len(), 1, "old ones are forgotten");
     }
 }
