@@ -2,8 +2,9 @@
 //!
 //! A client holds one layout and some connections per node. A request goes to the key's first
 //! coordinator; every reply carries the epoch, and where that is newer the client fetches the
-//! layout in the background of the next request. If the owner can't be reached at all, any other
-//! node is as good, since every node forwards.
+//! layout in the background, while the reply is handed back. A request that can't go on without
+//! a newer layout waits for that same fetch, for no longer than it has time. If the owner can't be
+//! reached at all, any other node is as good, since every node forwards.
 //!
 //! A node that let a request run out of time is shunned for a few seconds, so that one that hangs
 //! costs each client one request and not a share of all.
@@ -12,23 +13,25 @@
 //! whose outcome is unknown is handed back as such ([`ClientError::OutcomeUnknown`]): sending it
 //! again would make a second version of one request, and only the caller knows whether it minds.
 
-use crate::core::layout::{Kind, Layout, Phase};
+mod calls;
+mod routes;
+
+use crate::core::layout::{Kind, Layout};
 use crate::core::node::{Address, NodeId};
 use crate::core::quorum::Consistency;
 use crate::core::record::Version;
 use crate::wire::channel::{self, LOOPBACK_PORTS};
 use crate::wire::location::location_client::LocationClient;
-use crate::wire::location::{self as pb, GetLayoutRequest, ProbeRequest};
+use crate::wire::location::{self as pb, ProbeRequest};
 use crate::wire::store::store_client::StoreClient;
 use crate::wire::store::{DeleteRequest, GetRequest, Options, PutRequest};
 use crate::wire::{MAX_MESSAGE_BYTES, convert};
-use arc_swap::ArcSwap;
 use bytes::Bytes;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use calls::{never_sent, retryable};
+use routes::{Refresher, Ring, fetch_layout};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
-use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
@@ -130,76 +133,18 @@ pub struct Removed {
     pub dropped: Vec<NodeId>,
 }
 
-/// For how long a node that let a request run out of time is asked only if no other is left: about
-/// what the ring itself takes to see that it hangs.
-const SHUN_MS: u64 = 3_000;
-
-struct Node {
-    address: Address,
-    channels: Vec<Channel>,
-    next: AtomicUsize,
-    /// Until when it is shunned, in milliseconds since the client was made.
-    shunned_until: AtomicU64,
-}
-
-impl Node {
-    fn new(address: &Address, connections: usize) -> Self {
-        let channels = (0..connections.max(1)).map(|_| channel::lazy(address)).collect();
-        Node {
-            address: address.clone(),
-            channels,
-            next: AtomicUsize::new(0),
-            shunned_until: AtomicU64::new(0),
-        }
-    }
-
-    fn channel(&self) -> Channel {
-        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len();
-        self.channels[at].clone()
-    }
-}
-
-/// A layout, and beside each of its members the connections to it once they are needed: a request
-/// then finds its way with one hash and two array indexes, without a lock.
-struct Routes {
-    layout: Arc<Layout>,
-    nodes: Vec<OnceLock<Arc<Node>>>,
-}
-
-impl Routes {
-    fn new(layout: Layout) -> Arc<Self> {
-        let nodes = layout.members.iter().map(|_| OnceLock::new()).collect();
-        Arc::new(Routes { layout: Arc::new(layout), nodes })
-    }
-
-    /// The index of the member that should coordinate requests for a key.
-    fn coordinator(&self, key: &[u8]) -> usize {
-        let segment = self.layout.segment(key);
-        if self.layout.phase == Phase::Stable {
-            return self.layout.current.row(segment).first().map_or(0, |cell| usize::from(cell.member));
-        }
-        let best = self.layout.coordinators(segment).first().copied();
-        best.and_then(|id| self.layout.members.iter().position(|m| m.id == id)).unwrap_or(0)
-    }
-}
-
-/// See the module's documentation. Cheap to share behind an `Arc`; all methods take `&self`.
+/// See the module's documentation. Cheap to share behind an `Arc`; all methods take `&self`. What
+/// it does in the background ends with it.
 pub struct Client {
     config: ClientConfig,
-    seeds: Vec<Address>,
-    routes: ArcSwap<Routes>,
-    nodes: Mutex<HashMap<Address, Arc<Node>>>,
+    ring: Arc<Ring>,
+    refresher: Refresher,
     turn: AtomicUsize,
-    started: Instant,
-    refreshing: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client")
-            .field("config", &self.config)
-            .field("seeds", &self.seeds)
-            .finish_non_exhaustive()
+        f.debug_struct("Client").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -241,14 +186,12 @@ impl Client {
         for seed in &seeds {
             match fetch_layout(&channel::lazy(seed), 0).await {
                 Ok(Some(layout)) => {
+                    let ring = Arc::new(Ring::new(seeds, config.connections, layout));
                     return Ok(Client {
                         config,
-                        seeds,
-                        routes: ArcSwap::new(Routes::new(layout)),
-                        nodes: Mutex::default(),
+                        ring,
+                        refresher: Refresher::default(),
                         turn: AtomicUsize::new(0),
-                        started: Instant::now(),
-                        refreshing: tokio::sync::Mutex::new(()),
                     });
                 }
                 Ok(None) => last = ClientError::Unavailable(format!("{seed} has no layout yet")),
@@ -265,7 +208,7 @@ impl Client {
 
     /// The layout that this client routes by.
     pub fn layout(&self) -> Arc<Layout> {
-        self.routes.load().layout.clone()
+        self.ring.layout()
     }
 
     /// Stores a value under a key.
@@ -276,7 +219,7 @@ impl Client {
         let response = self
             .call(&key, request, |channel, request| async move { store(channel).put(request).await })
             .await?;
-        self.seen(response.epoch).await;
+        self.seen(response.epoch);
         Ok(Written {
             version: convert::version(response.version),
             consistency: achieved(response.consistency),
@@ -292,7 +235,7 @@ impl Client {
             .await;
         match result {
             Ok(response) => {
-                self.seen(response.epoch).await;
+                self.seen(response.epoch);
                 Ok(Some(Found {
                     value: response.value,
                     version: convert::version(response.version),
@@ -312,7 +255,7 @@ impl Client {
         let response = self
             .call(&key, request, |channel, request| async move { store(channel).delete(request).await })
             .await?;
-        self.seen(response.epoch).await;
+        self.seen(response.epoch);
         Ok(Written {
             version: convert::version(response.version),
             consistency: achieved(response.consistency),
@@ -323,7 +266,7 @@ impl Client {
     pub async fn status(&self) -> Result<pb::StatusResponse, ClientError> {
         let mut last = ClientError::NoNode("no node of the ring can be reached".into());
         for address in self.addresses() {
-            let mut client = location(self.node(&address).channel());
+            let mut client = location(self.ring.node(&address).channel());
             match client.status(self.request(pb::StatusRequest { local: false }, self.config.timeout)).await {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) => last = status.into(),
@@ -352,7 +295,7 @@ impl Client {
         let mut last = ClientError::NoNode("no node of the ring can be reached".into());
         for address in self.addresses() {
             let message = pb::RemoveRequest { id: convert::id_bytes(id.0), force };
-            let mut client = location(self.node(&address).channel());
+            let mut client = location(self.ring.node(&address).channel());
             match client.remove(self.request(message, self.config.timeout)).await {
                 Ok(response) => {
                     let pb::RemoveResponse { epoch, dropped } = response.into_inner();
@@ -371,23 +314,17 @@ impl Client {
         let member = layout
             .member(id)
             .ok_or_else(|| ClientError::Invalid(format!("{id} is no member of the ring")))?;
-        Ok(location(self.node(&member.address).channel()))
+        Ok(location(self.ring.node(&member.address).channel()))
     }
 
     /// A location client for the service at one address.
     pub fn location_at(&self, address: &Address) -> LocationClient<Channel> {
-        location(self.node(address).channel())
+        location(self.ring.node(address).channel())
     }
 
     /// All addresses worth trying: those the client was given first, then the members'.
     pub fn addresses(&self) -> Vec<Address> {
-        let mut all = self.seeds.clone();
-        for member in &self.layout().members {
-            if !all.contains(&member.address) {
-                all.push(member.address.clone());
-            }
-        }
-        all
+        self.ring.addresses()
     }
 
     fn options(&self) -> Option<Options> {
@@ -401,160 +338,6 @@ impl Client {
         let mut request = Request::new(message);
         request.set_timeout(timeout);
         request
-    }
-
-    fn node(&self, address: &Address) -> Arc<Node> {
-        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(node) = nodes.get(address) {
-            return node.clone();
-        }
-        let node = Arc::new(Node::new(address, self.config.connections));
-        nodes.insert(address.clone(), node.clone());
-        node
-    }
-
-    /// Whom a request for a key goes to first.
-    fn coordinator(&self, key: &[u8]) -> Arc<Node> {
-        let routes = self.routes.load();
-        let member = if self.config.any_node {
-            self.turn.fetch_add(1, Ordering::Relaxed) % routes.nodes.len()
-        } else {
-            routes.coordinator(key)
-        };
-        routes.nodes[member].get_or_init(|| self.node(&routes.layout.members[member].address)).clone()
-    }
-
-    /// Everybody who takes a request for a key: its coordinators, then all others.
-    fn route(&self, key: &[u8]) -> Vec<Address> {
-        let layout = self.layout();
-        let owners = layout.coordinators(layout.segment(key)).into_iter();
-        let mut all: Vec<Address> =
-            owners.filter_map(|id| layout.member(id)).map(|m| m.address.clone()).collect();
-        for address in self.addresses() {
-            if !all.contains(&address) {
-                all.push(address);
-            }
-        }
-        all
-    }
-
-    /// Sends a request to the key's coordinators in turn, then to anybody, for as long as nothing
-    /// was done and there is time.
-    async fn call<Q: Clone, A, F>(
-        &self,
-        key: &[u8],
-        message: Q,
-        send: impl Fn(Channel, Request<Q>) -> F,
-    ) -> Result<A, Status>
-    where
-        F: Future<Output = Result<tonic::Response<A>, Status>>,
-    {
-        let deadline = Instant::now() + self.config.timeout;
-        let mut first = self.coordinator(key);
-        if self.is_shunned(&first) {
-            let others = self.route(key).into_iter().map(|address| self.node(&address));
-            first = others.into_iter().find(|node| !self.is_shunned(node)).unwrap_or(first);
-        }
-        match send(first.channel(), self.request(message.clone(), self.config.timeout)).await {
-            Ok(response) => Ok(response.into_inner()),
-            Err(status) if never_sent(&status) => {
-                let others =
-                    self.route(key).into_iter().filter(|address| *address != first.address).collect();
-                Box::pin(self.call_again(
-                    key,
-                    message,
-                    send,
-                    deadline,
-                    others,
-                    explained(status, &first.address),
-                ))
-                .await
-            }
-            Err(status) if retryable(&status) => {
-                Box::pin(self.call_again(key, message, send, deadline, Vec::new(), status)).await
-            }
-            Err(status) => {
-                if timed_out_here(&status) {
-                    first.shunned_until.store(self.elapsed_ms() + SHUN_MS, Ordering::Relaxed);
-                }
-                Err(explained(status, &first.address))
-            }
-        }
-    }
-
-    fn elapsed_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
-    }
-
-    fn is_shunned(&self, node: &Node) -> bool {
-        let until = node.shunned_until.load(Ordering::Relaxed);
-        until > 0 && self.elapsed_ms() < until
-    }
-
-    /// The rest of [`Client::call`] after a first try that did nothing and ended with `last`:
-    /// first `round` is asked, then everybody, again and again. It is boxed by its callers, so that
-    /// the usual future stays small.
-    async fn call_again<Q: Clone, A, F>(
-        &self,
-        key: &[u8],
-        message: Q,
-        send: impl Fn(Channel, Request<Q>) -> F,
-        deadline: Instant,
-        mut round: Vec<Address>,
-        mut last: Status,
-    ) -> Result<A, Status>
-    where
-        F: Future<Output = Result<tonic::Response<A>, Status>>,
-    {
-        let mut pause = Duration::from_millis(10);
-        loop {
-            for address in &round {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err(last);
-                }
-                match send(self.node(address).channel(), self.request(message.clone(), left)).await {
-                    Ok(response) => return Ok(response.into_inner()),
-                    Err(status) if never_sent(&status) => last = explained(status, address),
-                    Err(status) if retryable(&status) => {
-                        last = status;
-                        break;
-                    }
-                    Err(status) => return Err(explained(status, address)),
-                }
-            }
-            if Instant::now() + pause >= deadline {
-                return Err(last);
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(200));
-            self.refresh(None).await;
-            round = self.route(key);
-        }
-    }
-
-    /// A reply named an epoch: fetch the layout if it is newer than this client's.
-    async fn seen(&self, epoch: u64) {
-        if epoch > self.routes.load().layout.epoch {
-            self.refresh(Some(epoch)).await;
-        }
-    }
-
-    async fn refresh(&self, wanted: Option<u64>) {
-        let _one_at_a_time = self.refreshing.lock().await;
-        let have = self.routes.load().layout.epoch;
-        if wanted.is_some_and(|epoch| epoch <= have) {
-            return;
-        }
-        // Without a wanted epoch something failed: the layout may be the same, but a member may have
-        // moved to another address, which the layout then says.
-        let (have, enough) = wanted.map_or((0, have), |epoch| (have, epoch));
-        for address in self.addresses() {
-            match fetch_layout(&self.node(&address).channel(), have).await {
-                Ok(Some(layout)) if layout.epoch >= enough => return self.routes.store(Routes::new(layout)),
-                Ok(_) | Err(_) => {}
-            }
-        }
     }
 }
 
@@ -570,45 +353,6 @@ fn store(channel: Channel) -> StoreClient<Channel> {
 
 fn location(channel: Channel) -> LocationClient<Channel> {
     LocationClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
-}
-
-/// The connection could not even be made.
-fn never_sent(status: &Status) -> bool {
-    crate::wire::status::never_connected(status)
-}
-
-/// No answer came in time: this side says so, not a node.
-fn timed_out_here(status: &Status) -> bool {
-    let made_here = std::error::Error::source(status).is_some();
-    made_here && matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
-}
-
-/// A status that this side made, because no answer came, says in words of its own who gave none.
-fn explained(status: Status, address: &Address) -> Status {
-    if std::error::Error::source(&status).is_none() {
-        return status;
-    }
-    let message = match status.code() {
-        _ if never_sent(&status) => format!("can't connect to {address}"),
-        Code::Cancelled | Code::DeadlineExceeded => format!("{address} did not answer in time"),
-        _ => format!("the connection to {address} broke"),
-    };
-    Status::new(status.code(), message)
-}
-
-/// The server says that nothing was done.
-fn retryable(status: &Status) -> bool {
-    status.code() == Code::Unavailable && crate::wire::status::nothing_done(status)
-}
-
-async fn fetch_layout(channel: &Channel, have_epoch: u64) -> Result<Option<Layout>, Status> {
-    let mut request = Request::new(GetLayoutRequest { have_epoch });
-    request.set_timeout(Duration::from_secs(1));
-    let response = location(channel.clone()).get_layout(request).await?.into_inner();
-    match response.layout {
-        Some(layout) => convert::layout(layout).map(Some).map_err(|e| Status::internal(e.to_string())),
-        None => Ok(None),
-    }
 }
 
 /// Says what is at an address that did not give its layout.

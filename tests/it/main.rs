@@ -12,6 +12,7 @@ mod rig;
 
 mod at_once;
 mod bad_input;
+mod client;
 mod full_disk;
 mod removal;
 mod services;

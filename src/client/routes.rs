@@ -1,0 +1,225 @@
+//! What a client knows of its ring: the layout, the way to each node, and how to learn of a newer
+//! layout.
+
+use super::location;
+use crate::core::layout::{Layout, Phase};
+use crate::core::node::Address;
+use crate::wire::channel;
+use crate::wire::convert;
+use crate::wire::location::GetLayoutRequest;
+use arc_swap::ArcSwap;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+/// For how long a node that let a request run out of time is asked only if no other is left: about
+/// what the ring itself takes to see that it hangs.
+const SHUN_MS: u64 = 3_000;
+
+pub(super) struct Node {
+    pub(super) address: Address,
+    channels: Vec<Channel>,
+    next: AtomicUsize,
+    /// Until when it is shunned, in milliseconds since [`Ring::started`].
+    shunned_until: AtomicU64,
+}
+
+impl Node {
+    fn new(address: &Address, connections: usize) -> Self {
+        let channels = (0..connections.max(1)).map(|_| channel::lazy(address)).collect();
+        Node {
+            address: address.clone(),
+            channels,
+            next: AtomicUsize::new(0),
+            shunned_until: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn channel(&self) -> Channel {
+        let at = self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len();
+        self.channels[at].clone()
+    }
+}
+
+/// A layout, and beside each of its members the connections to it once they are needed: a request
+/// then finds its way with one hash and two array indexes, without a lock.
+struct Routes {
+    layout: Arc<Layout>,
+    nodes: Vec<OnceLock<Arc<Node>>>,
+}
+
+impl Routes {
+    fn new(layout: Layout) -> Arc<Self> {
+        let nodes = layout.members.iter().map(|_| OnceLock::new()).collect();
+        Arc::new(Routes { layout: Arc::new(layout), nodes })
+    }
+
+    /// The index of the member that should coordinate requests for a key.
+    fn coordinator(&self, key: &[u8]) -> usize {
+        let segment = self.layout.segment(key);
+        if self.layout.phase == Phase::Stable {
+            return self.layout.current.row(segment).first().map_or(0, |cell| usize::from(cell.member));
+        }
+        let best = self.layout.coordinators(segment).first().copied();
+        best.and_then(|id| self.layout.members.iter().position(|m| m.id == id)).unwrap_or(0)
+    }
+}
+
+/// What a client knows of its ring. The client and its one task in the background share it.
+pub(super) struct Ring {
+    seeds: Vec<Address>,
+    /// Connections per node.
+    connections: usize,
+    routes: ArcSwap<Routes>,
+    nodes: Mutex<HashMap<Address, Arc<Node>>>,
+    started: Instant,
+}
+
+impl Ring {
+    pub(super) fn new(seeds: Vec<Address>, connections: usize, layout: Layout) -> Self {
+        Ring {
+            seeds,
+            connections,
+            routes: ArcSwap::new(Routes::new(layout)),
+            nodes: Mutex::default(),
+            started: Instant::now(),
+        }
+    }
+
+    pub(super) fn layout(&self) -> Arc<Layout> {
+        self.routes.load().layout.clone()
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.routes.load().layout.epoch
+    }
+
+    /// All addresses worth trying: those the client was given first, then the members'.
+    pub(super) fn addresses(&self) -> Vec<Address> {
+        let mut all = self.seeds.clone();
+        for member in &self.layout().members {
+            if !all.contains(&member.address) {
+                all.push(member.address.clone());
+            }
+        }
+        all
+    }
+
+    pub(super) fn node(&self, address: &Address) -> Arc<Node> {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = nodes.get(address) {
+            return node.clone();
+        }
+        let node = Arc::new(Node::new(address, self.connections));
+        nodes.insert(address.clone(), node.clone());
+        node
+    }
+
+    /// Whom a request for a key goes to first.
+    pub(super) fn coordinator(&self, key: &[u8]) -> Arc<Node> {
+        let routes = self.routes.load();
+        self.member(&routes, routes.coordinator(key))
+    }
+
+    /// The member whose turn it is, where they are asked in turn.
+    pub(super) fn any(&self, turn: usize) -> Arc<Node> {
+        let routes = self.routes.load();
+        self.member(&routes, turn % routes.nodes.len())
+    }
+
+    fn member(&self, routes: &Routes, at: usize) -> Arc<Node> {
+        routes.nodes[at].get_or_init(|| self.node(&routes.layout.members[at].address)).clone()
+    }
+
+    /// Everybody who takes a request for a key: its coordinators, then all others.
+    pub(super) fn route(&self, key: &[u8]) -> Vec<Address> {
+        let layout = self.layout();
+        let owners = layout.coordinators(layout.segment(key)).into_iter();
+        let mut all: Vec<Address> =
+            owners.filter_map(|id| layout.member(id)).map(|m| m.address.clone()).collect();
+        for address in self.addresses() {
+            if !all.contains(&address) {
+                all.push(address);
+            }
+        }
+        all
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    pub(super) fn shun(&self, node: &Node) {
+        node.shunned_until.store(self.elapsed_ms() + SHUN_MS, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_shunned(&self, node: &Node) -> bool {
+        let until = node.shunned_until.load(Ordering::Relaxed);
+        until > 0 && self.elapsed_ms() < until
+    }
+
+    /// Fetches a layout of at least this epoch from the first node that has it. It may be the one
+    /// that is known: where a member has moved to another address, the layout then says so.
+    async fn fetch(&self, epoch: u64) {
+        for address in self.addresses() {
+            match fetch_layout(&self.node(&address).channel(), epoch.saturating_sub(1)).await {
+                Ok(Some(layout)) if layout.epoch >= epoch => return self.routes.store(Routes::new(layout)),
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+}
+
+/// The fetch of the layout that is under way, if there is one: never two at once, and none that
+/// outlives the client.
+#[derive(Default)]
+pub(super) struct Refresher(Mutex<Option<Refresh>>);
+
+struct Refresh {
+    task: AbortHandle,
+    ended: watch::Receiver<()>,
+}
+
+impl Refresher {
+    /// Fetches a layout of at least this epoch in the background, unless a fetch is under way.
+    /// Either ends the returned channel when it ends, however it does.
+    pub(super) fn start(&self, ring: &Arc<Ring>, epoch: u64) -> watch::Receiver<()> {
+        let mut under_way = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(refresh) = under_way.as_ref().filter(|refresh| !refresh.task.is_finished()) {
+            return refresh.ended.clone();
+        }
+        let (end, ended) = watch::channel(());
+        let ring = ring.clone();
+        let task = tokio::spawn(async move {
+            ring.fetch(epoch).await;
+            drop(end);
+        });
+        *under_way = Some(Refresh { task: task.abort_handle(), ended: ended.clone() });
+        ended
+    }
+}
+
+impl Drop for Refresher {
+    fn drop(&mut self) {
+        let under_way = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(refresh) = under_way {
+            refresh.task.abort();
+        }
+    }
+}
+
+pub(super) async fn fetch_layout(channel: &Channel, have_epoch: u64) -> Result<Option<Layout>, Status> {
+    let mut request = Request::new(GetLayoutRequest { have_epoch });
+    request.set_timeout(Duration::from_secs(1));
+    let response = location(channel.clone()).get_layout(request).await?.into_inner();
+    match response.layout {
+        Some(layout) => convert::layout(layout).map(Some).map_err(|e| Status::internal(e.to_string())),
+        None => Ok(None),
+    }
+}
