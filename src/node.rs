@@ -4,6 +4,12 @@
 //! The order matters: the listener is bound already, then the node serves, and only then does it
 //! look for a ring, so that of several that start at once no two miss each other. At the end it
 //! goes on serving until it is out of the ring, then lets the requests it works on finish.
+//!
+//! What comes in is bounded at the [`door`], by connections, and below by what one connection may
+//! ask for; [`health`] is what others are told of how the node does.
+
+mod door;
+mod health;
 
 use crate::core::node::Address;
 use crate::location::state::NodeState;
@@ -11,13 +17,14 @@ use crate::location::{Boxed, Departure, Location, LocationConfig, LocationError,
 #[cfg(feature = "store")]
 use crate::store::{FreeSpace, Store, commit::AnyEngine};
 use crate::wire::DESCRIPTORS;
+use health::Health;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus::NotServing;
 
 /// How long requests that are being worked on may take to finish once the node is out.
 #[cfg(feature = "store")]
@@ -26,8 +33,13 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// How long the last answers may take on their way out.
 const GOODBYE: Duration = Duration::from_millis(200);
 
-/// Streams that one connection may have open at once: what one client can ask for in parallel.
-const MAX_STREAMS: u32 = 4096;
+/// Streams that one connection may have open at once: what one client can ask for in parallel. Each
+/// may hold a whole message.
+const MAX_STREAMS: u32 = 1024;
+
+/// Of all headers of a request together. The longest key has 12 KiB in the path of a plain HTTP
+/// request, where each of its bytes may take three.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
 
 /// A connection that is silent for so long is asked whether it lives, and closed if it doesn't.
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -141,7 +153,7 @@ async fn serve(
     store: MaybeStore,
     mut commands: mpsc::Receiver<Command>,
 ) -> Result<Departure, NodeError> {
-    let (health, health_service) = tonic_health::server::health_reporter();
+    let (reporter, health_service) = tonic_health::server::health_reporter();
     let mut routes = Routes::new(health_service)
         .add_service(crate::location::service::location_service(location.clone()))
         .add_service(crate::location::service::peer_service(location.clone()));
@@ -165,26 +177,32 @@ async fn serve(
         let watched = store.clone();
         broken = Box::pin(async move { watched.failed().await });
     }
+    let mut health = Health::new(reporter, for_clients(&store)).await;
     let routes = with_http(routes.prepare(), &store);
     let (stop_serving, stopped) = oneshot::channel::<()>();
     let serve = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .accept_http1(cfg!(feature = "gateway"))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async {
+        .serve_with_incoming_shutdown(door::incoming(listener), async {
             let _told_or_dropped = stopped.await;
         });
     let mut server = tokio::spawn(serve);
-    let ready = tokio::spawn(say_when_ready(location.clone(), health));
     #[cfg(feature = "store")]
     let housekeeping = store.as_ref().map(|store| tokio::spawn(store.clone().housekeeping()));
 
+    let mut going = false;
     let ended = loop {
         tokio::select! {
+            () = health.follow(&location), if !going => {
+                going = true;
+                health.say(NotServing).await;
+            }
             departure = &mut agent => break departure.map_err(NodeError::from),
             served = &mut server => match served {
                 Ok(Ok(())) => break Ok(Departure::Stopped),
@@ -193,13 +211,17 @@ async fn serve(
             },
             why = &mut broken => break Err(NodeError::Storage(why)),
             // A closed channel sends nothing any more: the branch is then off.
-            Some(command) = commands.recv() => match command {
-                Command::Leave => location.leave().await,
-                Command::Stop => location.stop().await,
-            },
+            Some(command) = commands.recv() => {
+                going = true;
+                health.say(NotServing).await;
+                match command {
+                    Command::Leave => location.leave().await,
+                    Command::Stop => location.stop().await,
+                }
+            }
         }
     };
-    ready.abort();
+    health.say(NotServing).await;
     drop(stop_serving);
     #[cfg(feature = "store")]
     if let (Some(store), Ok(_)) = (&store, &ended) {
@@ -220,6 +242,17 @@ async fn serve(
     ended
 }
 
+/// The services that this node serves to clients.
+fn for_clients(store: &MaybeStore) -> Vec<&'static str> {
+    let location = crate::wire::location::location_server::SERVICE_NAME;
+    #[cfg(feature = "store")]
+    if store.is_some() {
+        return vec![location, crate::wire::store::store_server::SERVICE_NAME];
+    }
+    let _without_store = store;
+    vec![location]
+}
+
 /// Adds plain HTTP beside gRPC, where this build has it and the node a store.
 fn with_http(routes: Routes, store: &MaybeStore) -> Routes {
     #[cfg(feature = "gateway")]
@@ -236,16 +269,5 @@ async fn drain(store: &Store) {
     let end = tokio::time::Instant::now() + DRAIN;
     while store.in_flight() > 0 && tokio::time::Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-async fn say_when_ready(location: Location, health: tonic_health::server::HealthReporter) {
-    use tonic_health::ServingStatus::{NotServing, Serving};
-    health.set_service_status("", NotServing).await;
-    let mut layouts = location.watch();
-    if layouts.wait_for(Option::is_some).await.is_ok() {
-        for service in ["", "thrifty.location.v1.Location", "thrifty.store.v1.Store"] {
-            health.set_service_status(service, Serving).await;
-        }
     }
 }

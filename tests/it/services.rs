@@ -1,8 +1,10 @@
 //! What the standard tools of gRPC ask of any server.
 
-use crate::rig::Rig;
+use crate::rig::{Rig, until};
 use thrifty::wire::channel;
+use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
+use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -11,9 +13,12 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
+/// What a node's health is asked of: as a whole, and each service for clients.
+const ALL: [&str; 3] = ["", SERVICES[0], SERVICES[1]];
+
 const SERVICES: [&str; 2] = ["thrifty.location.v1.Location", "thrifty.store.v1.Store"];
 
-async fn health(address: &str, service: &str) -> Result<ServingStatus, tonic::Code> {
+async fn health(address: &str, service: &str) -> Result<ServingStatus, Code> {
     let mut client = HealthClient::new(channel::lazy(&address.parse().unwrap()));
     let request = HealthCheckRequest { service: service.to_owned() };
     Ok(client.check(request).await.map_err(|status| status.code())?.into_inner().status())
@@ -26,14 +31,66 @@ fn a_node_is_healthy_from_when_it_is_in_a_ring() {
     let silent = std::net::TcpListener::bind(rig.any_port()).unwrap();
     let waiting = rig.join("waiting", &silent.local_addr().unwrap().to_string());
     let address = waiting.address();
-    let seen = crate::rig::until("its health is told", || rig.wait(health(&address, "")).ok());
-    assert_eq!(seen, ServingStatus::NotServing);
+    for service in ALL {
+        let seen = until("its health is told", || match rig.wait(health(&address, service)) {
+            Err(Code::Unavailable) => None,
+            told => Some(told),
+        });
+        assert_eq!(seen, Ok(ServingStatus::NotServing), "{service:?}");
+    }
 
     let nodes = rig.ring_of(1);
-    for service in ["", SERVICES[0], SERVICES[1]] {
-        assert_eq!(rig.wait(health(&nodes[0].address(), service)), Ok(ServingStatus::Serving), "{service:?}");
+    for service in ALL {
+        until(&format!("{service:?} serves"), || {
+            let told = rig.wait(health(&nodes[0].address(), service));
+            (told == Ok(ServingStatus::Serving)).then_some(())
+        });
     }
-    assert_eq!(rig.wait(health(&nodes[0].address(), "no.such.Service")), Err(tonic::Code::NotFound));
+    assert_eq!(rig.wait(health(&nodes[0].address(), "no.such.Service")), Err(Code::NotFound));
+}
+
+#[test]
+fn a_location_node_claims_no_health_of_a_store() {
+    let rig = Rig::new();
+    let node = rig.spawn("location", &["--listen", &rig.any_port(), "--memory", "--bootstrap"]);
+    let address = node.address();
+    until("it serves", || {
+        (rig.wait(health(&address, SERVICES[0])) == Ok(ServingStatus::Serving)).then_some(())
+    });
+    assert_eq!(rig.wait(health(&address, SERVICES[1])), Err(Code::NotFound));
+}
+
+/// What is told of a service's health until the node is gone.
+fn watched(rig: &Rig, address: &str, service: &str) -> JoinHandle<Vec<ServingStatus>> {
+    let address = address.parse().unwrap();
+    let request = HealthCheckRequest { service: service.to_owned() };
+    rig.runtime().spawn(async move {
+        let mut client = HealthClient::new(channel::lazy(&address));
+        let answers = client.watch(request).await.unwrap().into_inner();
+        answers.map_while(Result::ok).map(|answer| answer.status()).collect().await
+    })
+}
+
+#[test]
+fn a_node_on_its_way_out_serves_no_more() {
+    for way in ["interrupt", "leave", "shutdown"] {
+        let rig = Rig::new();
+        let mut nodes = rig.ring_of(2);
+        let address = nodes[1].address();
+        let watching = ALL.map(|service| (service, watched(&rig, &address, service)));
+        until("the watching has begun", || {
+            (rig.wait(health(&address, "")) == Ok(ServingStatus::Serving)).then_some(())
+        });
+        match way {
+            "interrupt" => nodes[1].interrupt(),
+            command => _ = rig.tool("storectl", &["--peer", &address, command]).silent(),
+        }
+        nodes[1].ends_well();
+        for (service, told) in watching {
+            let told = rig.wait(told).unwrap();
+            assert_eq!(told, [ServingStatus::Serving, ServingStatus::NotServing], "{way}: {service:?}");
+        }
+    }
 }
 
 async fn reflect(address: &str, asked: MessageRequest) -> ServerReflectionResponse {

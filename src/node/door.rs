@@ -1,0 +1,257 @@
+//! The door: how many may come in, and how long they may take to say what they speak.
+//!
+//! Whoever can reach the port can open connections; none of them may cost the node the files that
+//! its storage and its links to other nodes need, and none may stay without a word.
+
+use crate::news;
+use futures_util::Stream;
+use std::io::{self, ErrorKind, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+/// Connections at once, at the most: far more than a ring and its clients need.
+const MAX_CONNECTIONS: usize = 10_000;
+
+/// How long a new connection may take to say what it speaks, which is the first it has to say.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// Who speaks HTTP/2 begins with so many bytes, and it takes no more to see that somebody doesn't.
+const PREFACE_BYTES: usize = 24;
+
+/// How often it is said that connections are turned away.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// Between two tries to accept, where the system refuses: it has no file to spare, say, and asking
+/// it at once again would only keep the node busy.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// How many connections are taken: a quarter of the files that this process may have open is left
+/// for its data and for its own connections to others.
+fn max_connections() -> usize {
+    #[cfg(unix)]
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    #[cfg(not(unix))]
+    let files = None;
+    let files = files.and_then(|files| usize::try_from(files).ok());
+    files.map_or(MAX_CONNECTIONS, |files| MAX_CONNECTIONS.min(files / 4 * 3))
+}
+
+/// The connections that come in on a listener, for as long as there is a place for each.
+pub(super) fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Guest>> {
+    let door = Door::new(listener, max_connections(), GREETING);
+    futures_util::stream::unfold(door, |mut door| async move {
+        let guest = door.next().await;
+        Some((Ok(guest), door))
+    })
+}
+
+struct Door {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+    most: usize,
+    greeting: Duration,
+    turned_away: u64,
+    said: Option<Instant>,
+}
+
+impl Door {
+    fn new(listener: TcpListener, most: usize, greeting: Duration) -> Self {
+        let places = Arc::new(Semaphore::new(most));
+        Door { listener, places, most, greeting, turned_away: 0, said: None }
+    }
+
+    async fn next(&mut self) -> Guest {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => match self.places.clone().try_acquire_owned() {
+                    Ok(place) => return Guest::new(stream, place, self.greeting),
+                    // Dropped, and so closed, at once.
+                    Err(_full) => self.turn_away(),
+                },
+                // Gone again before it was let in.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "a connection can't be accepted");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    fn turn_away(&mut self) {
+        self.turned_away += 1;
+        if self.said.is_none_or(|said| said.elapsed() >= SAY_EVERY) {
+            let (most, count) = (self.most, std::mem::take(&mut self.turned_away));
+            news!("{most} connections are open, and no more are taken: turned away {count}");
+            self.said = Some(Instant::now());
+        }
+    }
+}
+
+/// A connection that was let in; its place is free again when this ends.
+pub(super) struct Guest {
+    stream: TcpStream,
+    /// Until it has said what it speaks.
+    silence: Option<Silence>,
+    _place: OwnedSemaphorePermit,
+}
+
+struct Silence {
+    heard: usize,
+    end: Pin<Box<Sleep>>,
+}
+
+impl Guest {
+    fn new(stream: TcpStream, place: OwnedSemaphorePermit, greeting: Duration) -> Self {
+        // Without it small answers wait; with a connection that broke already it doesn't matter.
+        let _broken_already = stream.set_nodelay(true);
+        let silence = Silence { heard: 0, end: Box::pin(tokio::time::sleep(greeting)) };
+        Guest { stream, silence: Some(silence), _place: place }
+    }
+}
+
+impl Connected for Guest {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+impl AsyncRead for Guest {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Guest { stream, silence, .. } = &mut *self;
+        let before = buffer.filled().len();
+        let read = Pin::new(stream).poll_read(context, buffer);
+        if let Some(waiting) = silence {
+            waiting.heard += buffer.filled().len() - before;
+            if waiting.heard >= PREFACE_BYTES {
+                *silence = None;
+            } else if read.is_pending() && waiting.end.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(ErrorKind::TimedOut.into()));
+            }
+        }
+        read
+    }
+}
+
+/// Whoever is answered has said enough, be it ever so short.
+impl AsyncWrite for Guest {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.silence = None;
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.silence = None;
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// For a greeting that is awaited: longer than any test may take.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    }
+
+    async fn door(most: usize, greeting: Duration) -> (Door, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (Door::new(listener, most, greeting), address)
+    }
+
+    #[test]
+    fn who_finds_no_place_is_turned_away_at_once_and_a_place_that_is_left_is_given_again() {
+        block_on(async {
+            let (mut door, address) = door(1, LONG).await;
+            let _first_outside = TcpStream::connect(address).await.unwrap();
+            let first = door.next().await;
+            let mut second = TcpStream::connect(address).await.unwrap();
+            let third = tokio::select! {
+                _ = door.next() => panic!("there is one place only"),
+                read = second.read_u8() => {
+                    assert!(read.is_err(), "closed");
+                    drop(first);
+                    TcpStream::connect(address).await.unwrap()
+                }
+            };
+            let guest = door.next().await;
+            assert_eq!(guest.connect_info().remote_addr(), Some(third.local_addr().unwrap()));
+        });
+    }
+
+    #[test]
+    fn who_says_too_little_is_not_waited_for() {
+        block_on(async {
+            let (mut door, address) = door(1, Duration::from_millis(20)).await;
+            let mut outside = TcpStream::connect(address).await.unwrap();
+            let mut guest = door.next().await;
+            outside.write_all(b"PRI").await.unwrap();
+            let mut heard = Vec::new();
+            let error = guest.read_to_end(&mut heard).await.unwrap_err();
+            assert_eq!((error.kind(), &heard[..]), (ErrorKind::TimedOut, &b"PRI"[..]));
+        });
+    }
+
+    #[test]
+    fn who_has_spoken_or_was_answered_may_be_silent() {
+        block_on(async {
+            let (mut door, address) = door(2, LONG).await;
+            let mut speaker = TcpStream::connect(address).await.unwrap();
+            let mut spoken = door.next().await;
+            assert!(spoken.silence.is_some());
+            speaker.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
+            spoken.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
+            assert!(spoken.silence.is_none());
+            let _listener = TcpStream::connect(address).await.unwrap();
+            let mut answered = door.next().await;
+            answered.write_all(b"y").await.unwrap();
+            assert!(answered.silence.is_none());
+        });
+    }
+
+    #[test]
+    fn some_files_are_left_for_the_node_itself() {
+        let most = max_connections();
+        assert!((1..=MAX_CONNECTIONS).contains(&most), "{most}");
+    }
+}
