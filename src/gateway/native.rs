@@ -3,7 +3,7 @@
 //! | request | answer |
 //! | --- | --- |
 //! | `GET /v1/kv/KEY` | 200 with the value, its type and its version as ETag; 404 |
-//! | `PUT /v1/kv/KEY`, `POST` | 204 with the version as ETag |
+//! | `PUT /v1/kv/KEY`, `POST` | 204 with the version as ETag; 408 if the value takes too long to arrive |
 //! | `DELETE /v1/kv/KEY` | 204 |
 //! | `GET /livez`, `/readyz` | 200; `/readyz` 503 until the node is part of a ring |
 //!
@@ -21,8 +21,8 @@ use crate::wire::status;
 use crate::wire::store::{Consistency, DeleteRequest, GetRequest, Options, PutRequest};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -33,6 +33,10 @@ use tonic::{Code, Status};
 
 /// How long a request may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a value may take to arrive: the largest at less than a megabit a second. Until then
+/// nothing is done.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The routes of a store.
 pub fn routes(store: Store) -> Router {
@@ -87,14 +91,26 @@ async fn read((State(store), Path(key), Query(query)): Asked) -> Result<Response
 
 async fn write(
     (State(store), Path(key), Query(query)): Asked,
-    headers: HeaderMap,
-    value: Bytes,
-) -> Result<Response, Failed> {
-    let content_type =
-        headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-    let request = PutRequest { key: key.into(), value, options: options(&query)?, content_type };
-    let written = store.put(request, TIMEOUT).await.map_err(Failed)?;
+    request: Request,
+) -> Result<Response, Response> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let content_type = content_type.unwrap_or_default().to_owned();
+    let options = options(&query).map_err(IntoResponse::into_response)?;
+    let value = body(request, BODY_TIMEOUT).await?;
+    let request = PutRequest { key: key.into(), value, options, content_type };
+    let written = store.put(request, TIMEOUT).await.map_err(|status| Failed(status).into_response())?;
     Ok((StatusCode::NO_CONTENT, [etag(written.version)]).into_response())
+}
+
+/// All of a request's body, if it arrives in time.
+async fn body(request: Request, limit: Duration) -> Result<Bytes, Response> {
+    match tokio::time::timeout(limit, Bytes::from_request(request, &())).await {
+        Ok(arrived) => arrived.map_err(IntoResponse::into_response),
+        Err(_late) => {
+            Err((StatusCode::REQUEST_TIMEOUT, "the value did not arrive in time; nothing was done\n")
+                .into_response())
+        }
+    }
 }
 
 async fn remove((State(store), Path(key), Query(query)): Asked) -> Result<Response, Failed> {
@@ -143,6 +159,17 @@ async fn only_local_pages(request: Request, next: Next) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_does_not_arrive_is_not_waited_for() {
+        let never = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let late = runtime.block_on(async {
+            let request = Request::new(axum::body::Body::from_stream(never));
+            body(request, Duration::from_millis(10)).await.unwrap_err()
+        });
+        assert_eq!(late.status(), StatusCode::REQUEST_TIMEOUT);
+    }
 
     #[test]
     fn only_addresses_and_localhost_are_local() {
