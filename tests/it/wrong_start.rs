@@ -5,6 +5,12 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 
+/// The exit code for what can't be had now, as the tools have it.
+const UNAVAILABLE: i32 = 3;
+
+/// And for what is another's.
+const CONFLICT: i32 = 4;
+
 /// It ends with this code, and says all of these words in one line.
 #[track_caller]
 fn fails(mut node: Node<'_>, code: i32, words: &[&str]) {
@@ -51,9 +57,33 @@ fn a_port_in_use() {
     let rig = Rig::new();
     let other = TcpListener::bind(rig.any_port()).unwrap();
     let address = other.local_addr().unwrap().to_string();
-    fails(rig.spawn("storeserver", &["--listen", &address]), 1, &[&address, "in use", "--port"]);
-    fails(rig.spawn("storeserver", &["--listen", &address, "--data-dir", "data"]), 1, &[&address, "in use"]);
+    fails(rig.spawn("storeserver", &["--listen", &address]), UNAVAILABLE, &[&address, "in use", "--port"]);
+    fails(
+        rig.spawn("storeserver", &["--listen", &address, "--data-dir", "data"]),
+        UNAVAILABLE,
+        &[&address, "in use"],
+    );
     assert_eq!(names(rig.folder()), [""; 0], "nothing was made");
+}
+
+#[test]
+fn an_address_that_is_not_this_machines() {
+    let rig = Rig::new();
+    // Of the block that is for documentation: nobody has it.
+    let arguments = ["--listen", "192.0.2.1:9950", "--insecure", "--memory"];
+    fails(rig.spawn("storeserver", &arguments), UNAVAILABLE, &["192.0.2.1:9950", "can't be listened on"]);
+}
+
+#[test]
+fn a_name_that_two_rings_bear() {
+    let rig = Rig::new();
+    let one = rig.first();
+    let other = rig.node("2", &rig.any_port(), &["--bootstrap"]);
+    let (first, second) = (one.address(), other.address());
+    rig.settled(std::slice::from_ref(&one));
+    rig.settled(std::slice::from_ref(&other));
+    let arguments = ["--peer", &first, "--peer", &second];
+    fails(rig.node("3", &rig.any_port(), &arguments), CONFLICT, &["two rings", &first, &second]);
 }
 
 #[test]
@@ -63,19 +93,27 @@ fn a_data_directory_that_cannot_be_used() {
     fs::write(rig.data("file"), "text").unwrap();
     fails(
         rig.node("file", &rig.any_port(), &["--bootstrap"]),
-        1,
+        UNAVAILABLE,
         &["file", "can't be used", "choose another"],
     );
     assert_eq!(fs::read(rig.data("file")).unwrap(), b"text");
 
     fs::create_dir(rig.data("home")).unwrap();
     fs::write(rig.data("home").join("thesis.tex"), "text").unwrap();
-    fails(rig.node("home", &rig.any_port(), &["--bootstrap"]), 1, &["home", "not a thrifty data folder"]);
+    fails(
+        rig.node("home", &rig.any_port(), &["--bootstrap"]),
+        CONFLICT,
+        &["home", "not a thrifty data folder"],
+    );
     assert_eq!(names(&rig.data("home")), ["thesis.tex"]);
 
     fs::create_dir(rig.data("newer")).unwrap();
     fs::write(rig.data("newer").join("THRIFTY"), "thrifty data 99\n").unwrap();
-    fails(rig.node("newer", &rig.any_port(), &["--bootstrap"]), 1, &["newer", "format 99", "newer thrifty"]);
+    fails(
+        rig.node("newer", &rig.any_port(), &["--bootstrap"]),
+        CONFLICT,
+        &["newer", "format 99", "newer thrifty"],
+    );
     assert_eq!(names(&rig.data("newer")), ["THRIFTY"]);
 }
 
@@ -84,7 +122,7 @@ fn a_data_directory_in_use() {
     let rig = Rig::new();
     let nodes = rig.ring_of(1);
     let pid = format!("process {}", nodes[0].pid());
-    fails(rig.node("1", &rig.any_port(), &[]), 1, &["in use", &pid]);
+    fails(rig.node("1", &rig.any_port(), &[]), UNAVAILABLE, &["in use", &pid]);
     rig.settled(&nodes);
 }
 
@@ -98,7 +136,7 @@ fn a_data_directory_with_damaged_state() {
         let whole = fs::read(&file).unwrap();
         fs::write(&file, b"this is no layout").unwrap();
         let node = rig.node("1", &rig.any_port(), &[]);
-        fails(node, 1, &["damaged"]);
+        fails(node, CONFLICT, &["damaged"]);
         fs::write(&file, whole).unwrap();
     };
     for name in names(&rig.data("1").join("vault")) {
@@ -116,9 +154,9 @@ fn a_data_directory_of_another_ring_or_kind() {
     nodes[0].stop();
     let port = rig.any_port();
     let other = rig.spawn("storeserver", &["--listen", &port, "--ring", "other", "--data-dir", "1"]);
-    fails(other, 1, &["belongs to ring", rig.ring(), "--data-dir"]);
+    fails(other, CONFLICT, &["belongs to ring", rig.ring(), "--data-dir"]);
     let other = rig.spawn("location", &["--listen", &port, "--ring", rig.ring(), "--data-dir", "1"]);
-    fails(other, 1, &["store node", "`storeserver`"]);
+    fails(other, CONFLICT, &["store node", "`storeserver`"]);
     let node = nodes.pop().unwrap().start_again();
     rig.settled(&[node]);
 }
@@ -134,10 +172,10 @@ fn a_ring_that_is_of_another_name_kind_or_make() {
         arguments.extend(more);
         rig.spawn(program, &arguments)
     };
-    fails(asks("storeserver", &["--ring", "other"]), 1, &[rig.ring(), "other", "--ring"]);
-    fails(asks("location", &["--ring", rig.ring()]), 1, &["never in one ring"]);
-    fails(asks("storeserver", &["--ring", rig.ring(), "--replicas", "2"]), 1, &["--replicas 3"]);
-    fails(asks("storeserver", &["--ring", rig.ring(), "--segments", "64"]), 1, &["--segments 1024"]);
+    fails(asks("storeserver", &["--ring", "other"]), CONFLICT, &[rig.ring(), "other", "--ring"]);
+    fails(asks("location", &["--ring", rig.ring()]), CONFLICT, &["never in one ring"]);
+    fails(asks("storeserver", &["--ring", rig.ring(), "--replicas", "2"]), CONFLICT, &["--replicas 3"]);
+    fails(asks("storeserver", &["--ring", rig.ring(), "--segments", "64"]), CONFLICT, &["--segments 1024"]);
     assert_eq!(rig.settled(&nodes).epoch, before.epoch, "nobody was taken in");
 }
 

@@ -1,6 +1,7 @@
 //! What `storeserver` and `location` share: options, the choice of directory and port, signals and
 //! what is said on stderr.
 
+mod exit;
 mod options;
 mod place;
 mod talk;
@@ -47,7 +48,7 @@ pub(crate) fn main(kind: Kind) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}: {error:#}", talk::program());
-            ExitCode::from(if error.is::<options::Usage>() { 2 } else { 1 })
+            ExitCode::from(exit::code(&error))
         }
     }
 }

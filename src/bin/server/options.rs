@@ -11,17 +11,8 @@ use thrifty::core::transition::Patience;
 use thrifty::location::LocationConfig;
 use thrifty::node::Command;
 
-/// An option that makes no sense, for the exit code.
-#[derive(Debug)]
-pub(crate) struct Usage(pub(crate) String);
-
-impl std::fmt::Display for Usage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Usage {}
+/// An option that makes no sense, and why.
+struct Usage(String);
 
 #[derive(Clone, Copy, ValueEnum, Debug)]
 enum OnTerm {
@@ -136,13 +127,19 @@ Examples:
   storeserver --data-dir old/9901 --port 9955
                                      a member that moved to another port
 
-Ctrl-C hands this node's keys to the others and leaves the ring.";
+Ctrl-C hands this node's keys to the others and leaves the ring.
+
+Exit codes: 0 ok, 2 wrong usage, 3 unavailable (a port or directory in use, a disk that fails), 4 conflict
+(a directory or a ring of another name, kind or format).";
 
 const LOCATION_EXAMPLES: &str = "\
 Examples:
   location                           a node of the location service alone
   location 9905                      on a port of its own
-  location localhost:9900 9901       ask the node at localhost:9900, listen on 9901";
+  location localhost:9900 9901       ask the node at localhost:9900, listen on 9901
+
+Exit codes: 0 ok, 2 wrong usage, 3 unavailable (a port or directory in use, a disk that fails), 4 conflict
+(a directory or a ring of another name, kind or format).";
 
 impl Options {
     /// Reads the command line, or ends the program with a message.

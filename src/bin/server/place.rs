@@ -5,7 +5,8 @@
 //! it takes the next free port and a directory of that name.
 
 use super::options::Parsed;
-use anyhow::{Context, bail};
+use anyhow::Context;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,51 @@ use tokio::net::TcpListener;
 
 /// Under which the directories of nodes are, one a port.
 const ROOT: &str = "thrifty-data";
+
+/// Why a node can't live where it was told to. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlaceError {
+    /// Somebody listens there.
+    #[error("{0} is in use: choose another port with --port, or leave it out to take the next free one")]
+    InUse(SocketAddr),
+
+    /// The operating system refuses.
+    #[error("{address} can't be listened on")]
+    Unbound {
+        /// Where.
+        address: SocketAddr,
+        /// What it said.
+        source: io::Error,
+    },
+
+    /// All of the range are in use, or their directories are.
+    #[error(
+        "no port from {} to {} is free with a directory to use: give one with --port and --data-dir",
+        LOOPBACK_PORTS.start(),
+        LOOPBACK_PORTS.end()
+    )]
+    NoPort,
+
+    /// The directory is that of a node of the other kind.
+    #[error("{} belongs to a {kind} node: start it with `{program}`, or give another --data-dir", path.display())]
+    OtherKind {
+        /// The directory.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+        /// The program for it.
+        program: &'static str,
+    },
+
+    /// The directory is that of a node of another ring.
+    #[error("{} belongs to ring {ring:?}: give --ring {ring:?}, or another --data-dir", path.display())]
+    OtherRing {
+        /// The directory.
+        path: PathBuf,
+        /// That ring.
+        ring: String,
+    },
+}
 
 /// A bound listener, and the directory that goes with it.
 pub(crate) struct Place {
@@ -122,41 +168,35 @@ fn unused(path: &Path) -> anyhow::Result<Option<DataDir>> {
 
 /// Whether a directory can be this node's: of the same kind and ring, or new.
 fn fits(kind: Kind, options: &Parsed, directory: &DataDir) -> anyhow::Result<()> {
-    let path = directory.path().display();
-    let (memory, ring) = peek(&directory.vault()).with_context(|| format!("{path}"))?;
+    let path = directory.path();
+    let (memory, ring) = peek(&directory.vault()).with_context(|| format!("{}", path.display()))?;
     let of = match memory {
         Memory::Fresh => return Ok(()),
         Memory::Member(of) | Memory::Left(of) | Memory::Removed(of) => of,
     };
+    let path = path.to_owned();
     if of != kind {
-        let (theirs, program) = match of {
+        let (kind, program) = match of {
             Kind::Store => ("store", "storeserver"),
             Kind::Location => ("location", "location"),
         };
-        bail!("{path} belongs to a {theirs} node: start it with `{program}`, or give another --data-dir");
+        return Err(PlaceError::OtherKind { path, kind, program }.into());
     }
     match ring {
-        Some(ring) if ring != options.ring => {
-            bail!("{path} belongs to ring {ring:?}: give --ring {ring:?}, or another --data-dir")
-        }
+        Some(ring) if ring != options.ring => Err(PlaceError::OtherRing { path, ring }.into()),
         _ => Ok(()),
     }
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Ok(listener) => Ok(listener),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            bail!(
-                "{address} is in use: choose another port with --port, or leave it out to take the next free one"
-            )
-        }
-        Err(error) => Err(error).with_context(|| format!("{address} can't be listened on")),
-    }
+async fn bind(address: SocketAddr) -> Result<TcpListener, PlaceError> {
+    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => PlaceError::InUse(address),
+        _ => PlaceError::Unbound { address, source },
+    })
 }
 
 /// The first port of the range that can be bound and that `suits`.
-async fn next_free_port(mut suits: impl FnMut(u16) -> bool) -> anyhow::Result<TcpListener> {
+async fn next_free_port(mut suits: impl FnMut(u16) -> bool) -> Result<TcpListener, PlaceError> {
     for port in LOOPBACK_PORTS {
         if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)).await
             && suits(port)
@@ -164,8 +204,5 @@ async fn next_free_port(mut suits: impl FnMut(u16) -> bool) -> anyhow::Result<Tc
             return Ok(listener);
         }
     }
-    let (first, last) = (LOOPBACK_PORTS.start(), LOOPBACK_PORTS.end());
-    bail!(
-        "no port from {first} to {last} is free with a directory to use: give one with --port and --data-dir"
-    )
+    Err(PlaceError::NoPort)
 }
