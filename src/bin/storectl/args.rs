@@ -120,10 +120,11 @@ Examples:
     Remove {
         /// Which
         node: NodeName,
-        /// Go on without what only unreachable nodes hold
+        /// Go on without what only unreachable nodes hold. On a terminal it asks first; elsewhere it
+        /// says what may be lost and goes on
         #[arg(long)]
         force: bool,
-        /// With --force: don't ask
+        /// With --force: don't ask on a terminal either
         #[arg(long, requires = "force")]
         yes: bool,
         /// Print JSON

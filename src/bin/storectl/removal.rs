@@ -6,7 +6,7 @@ use crate::common::{self, Exit, Failure};
 use crate::member::{self, NodeName};
 use serde_json::json;
 use std::collections::BTreeSet;
-use std::io::{IsTerminal, Write};
+use std::io::{BufRead, IsTerminal, Write};
 use thrifty::core::layout::Layout;
 use thrifty::core::node::NodeId;
 use thrifty::core::quorum::majority;
@@ -25,8 +25,19 @@ pub(crate) async fn remove(
     let node = member::resolve(&status, name)?;
     let id = member::id(node);
     if force {
+        if node.state() != NodeState::Down {
+            let message = format!(
+                "node {id:.8} at {} is not down (it takes some seconds to be sure): to take a live node out, \
+                 use `storectl leave`",
+                node.address
+            );
+            return Err(Failure::new(Exit::Conflict, message));
+        }
         common::notice(TOOL, &warning(&status, &client.layout(), id));
-        confirm(yes)?;
+        // A script that says --force means it, and nobody is there to ask.
+        if !yes && std::io::stdin().is_terminal() {
+            confirm(&mut std::io::stdin().lock())?;
+        }
     }
     let removed = client.remove(id, force).await?;
     if json {
@@ -91,19 +102,31 @@ fn damage(layout: &Layout, gone: &BTreeSet<NodeId>) -> (usize, usize) {
     (lost, doubtful)
 }
 
-fn confirm(yes: bool) -> Result<(), Failure> {
-    if yes {
-        return Ok(());
-    }
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::new(Exit::Usage, "nothing was done: add --yes if that is what you want"));
-    }
+/// Asks the person at the terminal.
+fn confirm(person: &mut impl BufRead) -> Result<(), Failure> {
     let _ = write!(std::io::stderr(), "Go on? [y/N] ");
     let mut answer = String::new();
     // A terminal that can't be read from has not said yes.
-    let _ = std::io::stdin().read_line(&mut answer);
+    let _ = person.read_line(&mut answer);
     if matches!(answer.trim(), "y" | "Y" | "yes") {
         return Ok(());
     }
-    Err(Failure::new(Exit::Unavailable, "nothing was done"))
+    Err(Failure::new(Exit::Usage, "nothing was done"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_yes_is_a_yes() {
+        let check = |mut typed: &[u8], expected: Result<(), Exit>| {
+            assert_eq!(confirm(&mut typed).map_err(|failure| failure.exit), expected);
+        };
+        check(b"y\n", Ok(()));
+        check(b" yes \n", Ok(()));
+        check(b"no\n", Err(Exit::Usage));
+        check(b"\n", Err(Exit::Usage));
+        check(b"", Err(Exit::Usage));
+    }
 }

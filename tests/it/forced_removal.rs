@@ -1,0 +1,48 @@
+//! A ring of two that lost one for good, and what a forced removal makes of it.
+
+use crate::load::Load;
+use crate::rig::{Rig, addresses, until};
+use thrifty::client::ClientConfig;
+use thrifty::core::quorum::Consistency;
+
+#[test]
+fn the_survivor_of_two_serves_all_that_was_acknowledged_once_the_dead_one_is_dropped() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(2);
+    let load = Load::start(&rig, &addresses(&nodes));
+    load.goes_on(100);
+    let ledger = load.finish(&rig);
+    ledger.nothing_failed();
+    let mut dead = nodes.pop().unwrap();
+    let (id, gone) = (dead.id(), dead.address());
+    let peer = nodes[0].address();
+    let remove = |more: &[&str]| rig.tool("storectl", &[&["--peer", &peer, "remove", &id], more].concat());
+    remove(&["--force"]).fails(4, &["not down", "leave"]);
+    dead.kill();
+
+    // What only the survivor has acknowledged stays with it.
+    let one = ClientConfig { consistency: Consistency::One, ..ClientConfig::default() };
+    let one = rig.client_with(&addresses(&nodes), one);
+    let alone: Vec<String> = (0..50).map(|n| format!("alone/{n}")).collect();
+    for key in &alone {
+        until("the survivor takes it at consistency one", || rig.wait(one.put(key.clone(), "kept")).ok());
+    }
+    rig.sees_down(&peer, &gone);
+    remove(&[]).fails(4, &["--force"]);
+
+    // Nobody is asked where there is no terminal; what may be lost is said all the same.
+    let removed = remove(&["--force"]);
+    assert!(removed.stderr.starts_with("storectl: warning: "), "{removed:?}");
+    assert!(removed.stderr.contains(&format!("{id} at {gone}")), "{removed:?}");
+    assert_eq!(removed.ok(), format!("dropped {id}; see `storectl status`\n"));
+
+    let status = rig.settled(&nodes);
+    assert_eq!((status.nodes.len(), status.nodes[0].segments), (1, status.segments));
+    ledger.nothing_missing(&rig, &addresses(&nodes));
+    let client = rig.client(&addresses(&nodes));
+    for key in &alone {
+        let found = rig.wait(client.get(key.clone())).unwrap().unwrap();
+        assert_eq!((&found.value[..], found.consistency), (&b"kept"[..], Consistency::Quorum), "{key}");
+    }
+    rig.wait(client.put("after", "all")).unwrap();
+}
