@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Ratios, side by side in one run: a server that does nothing, one node, three nodes in memory, three on disk, and
-# (where it is installed) three members of etcd. Everything on loopback, bounded in time, ended by its own pid.
+# (where it is installed) three members of etcd; and what a million keys cost one node in memory. Everything on
+# loopback, bounded in time, ended by its own pid.
 #
 #   bash benches/compare.sh [SECONDS] [ROUNDS]
 set -euo pipefail
@@ -32,6 +33,9 @@ ring() { # NAME FIRST_PORT FLAGS...
 rate() { # OPERATION PORT
   "$bin/storebench" "$1" --peer "127.0.0.1:$2" --callers 64 --key-bytes 16 --value-bytes 100 --seconds "$seconds" \
     --json 2>/dev/null | sed 's/.*"requests_per_second":\([0-9]*\).*/\1/'
+}
+resident() { # PID
+  awk '/^VmRSS:/ { printf "%d", $2 / 1024 }' "/proc/$1/status"
 }
 
 "$bin/storebench" null --listen 127.0.0.1:9800 2>/dev/null & pids+=($!)
@@ -67,4 +71,12 @@ for round in $(seq "$rounds"); do
     if (ep > 0) printf "  disk/etcd %.1f", dp/ep
     printf "\n" }'
 done
+serve million 9802 --ring million --bootstrap --memory
+million=${pids[-1]}
+until grep -q 'started ring' "$work/million/log"; do sleep 0.1; done
+empty=$(resident "$million")
+"$bin/storebench" get --preload --peer 127.0.0.1:9802 --keys 1000000 --key-bytes 16 --value-bytes 100 --seconds 1 \
+  >/dev/null 2>&1
+printf 'memory: %d MiB resident with 1,000,000 keys of 16 B and values of 100 B (%d MiB with none); asked: under 400 MB\n' \
+  "$(resident "$million")" "$empty"
 printf 'load after: %s\n' "$(cut -d' ' -f1-3 /proc/loadavg)"
