@@ -5,8 +5,8 @@
 //! look for a ring, so that of several that start at once no two miss each other. At the end it
 //! goes on serving until it is out of the ring, then lets the requests it works on finish.
 //!
-//! What comes in is bounded at the [`door`], by connections, and below by what one connection may
-//! ask for; [`health`] is what others are told of how the node does.
+//! What comes in is bounded at the `door`, by connections, and below by what one connection may
+//! ask for; `health` is what others are told of how the node does.
 
 mod door;
 mod health;
