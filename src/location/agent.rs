@@ -327,7 +327,8 @@ impl Agent {
                     self.membership.leave();
                     let others = self.membership.layout().members.len() - 1;
                     if others > 0 {
-                        news!("leaving: handing over to {others} other nodes");
+                        let nodes = if others == 1 { "node" } else { "nodes" };
+                        news!("leaving: handing over to {others} other {nodes}");
                     }
                     return self.tick().await;
                 }
@@ -597,7 +598,8 @@ impl Agent {
         for member in old.members.iter().filter(|m| !after.contains(&m.id) && m.standing != Standing::Joining)
         {
             if member.id != me {
-                news!("node {:.8} at {} left: ring of {}", member.id, member.address, after.len());
+                let how = if new.ring == old.ring { "left" } else { "was dropped" };
+                news!("node {:.8} at {} {how}: ring of {}", member.id, member.address, after.len());
             }
         }
     }

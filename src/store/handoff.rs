@@ -110,7 +110,8 @@ pub(super) async fn gather(store: &Store, layout: &Layout, progress: &Progress) 
     });
     let synced = matches!(synced.await, Ok(Ok(()))) && store.cover_clock().await.is_ok();
     if synced && sources > 0 {
-        news!("received {keys} keys from {sources} nodes");
+        let nodes = if sources == 1 { "node" } else { "nodes" };
+        news!("received {keys} keys from {sources} {nodes}");
     }
     synced
 }
