@@ -84,11 +84,36 @@ pub struct Replica<E> {
     engine: E,
     installed: RwLock<Arc<Layout>>,
     clock: Mutex<Clock>,
-    /// Keys (by token) whose newest version isn't durable yet, with the number that will cover it.
-    unsynced: Mutex<HashMap<Token, u64>>,
-    written: AtomicU64,
+    unsynced: Mutex<Unsynced>,
     durable: AtomicU64,
     full: AtomicBool,
+}
+
+/// Which merges a sync has yet to cover. Merges and syncs of several threads run side by side, and
+/// only what a merge had put into the engine before a sync began is covered by it.
+#[derive(Debug, Default)]
+struct Unsynced {
+    /// Keys (by token) whose newest version isn't durable yet, with the number of its merge.
+    notes: HashMap<Token, u64>,
+    /// The number of the last merge that began.
+    begun: u64,
+    /// Merges that began and have not ended: a handful.
+    merging: BTreeSet<u64>,
+}
+
+impl Unsynced {
+    /// A merge begins: noted before it becomes visible, so that no reader can miss the note.
+    fn begin(&mut self, entries: &[Entry]) -> u64 {
+        self.begun += 1;
+        self.merging.insert(self.begun);
+        self.notes.extend(entries.iter().map(|entry| (entry.token, self.begun)));
+        self.begun
+    }
+
+    /// Every merge up to this number has ended.
+    fn ended(&self) -> u64 {
+        self.merging.first().map_or(self.begun, |first| first - 1)
+    }
 }
 
 impl<E: Engine> Replica<E> {
@@ -100,7 +125,6 @@ impl<E: Engine> Replica<E> {
             installed: RwLock::new(layout.clone()),
             clock: Mutex::new(clock),
             unsynced: Mutex::default(),
-            written: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             full: AtomicBool::new(false),
         };
@@ -137,7 +161,7 @@ impl<E: Engine> Replica<E> {
         self.installed.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn unsynced(&self) -> MutexGuard<'_, HashMap<Token, u64>> {
+    fn unsynced(&self) -> MutexGuard<'_, Unsynced> {
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -226,20 +250,20 @@ impl<E: Engine> Replica<E> {
             return Ok(Vec::new());
         };
         self.clock().observe(newest);
-        if self.engine.needs_sync() {
-            // Noted before they become visible, so that no reader can miss the note.
-            let number = self.written.fetch_add(1, Ordering::AcqRel) + 1;
-            let mut unsynced = self.unsynced();
-            unsynced.extend(entries.iter().map(|entry| (entry.token, number)));
+        if !self.engine.needs_sync() {
+            return self.engine.merge(entries);
         }
-        self.engine.merge(entries)
+        let number = self.unsynced().begin(entries);
+        let merged = self.engine.merge(entries);
+        self.unsynced().merging.remove(&number);
+        merged
     }
 
     fn once_durable(&self, key: Token, answer: Answer) -> Handled {
         if !self.engine.needs_sync() || planted(Mutant::UnsyncedReported) {
             return Handled::Now(answer);
         }
-        match self.unsynced().get(&key) {
+        match self.unsynced().notes.get(&key) {
             Some(number) => Handled::AfterSync(answer, *number),
             None => Handled::Now(answer),
         }
@@ -252,9 +276,10 @@ impl<E: Engine> Replica<E> {
 
     /// Makes everything durable that was merged before the call.
     pub fn sync(&self) -> Result<(), StorageError> {
-        let number = self.written.load(Ordering::Acquire);
+        // Not up to the last that began: what is still being merged may miss this sync.
+        let number = self.unsynced().ended();
         self.engine.sync()?;
-        self.unsynced().retain(|_, of| *of > number);
+        self.unsynced().notes.retain(|_, of| *of > number);
         self.durable.fetch_max(number, Ordering::AcqRel);
         Ok(())
     }
@@ -334,3 +359,6 @@ impl<E: Engine> Replica<E> {
         Ok(self.local(key)?.map_or(Version::ABSENT, |record| record.version))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! What threads that share a replica can do to each other. The rest is the simulator's.
+
+use super::*;
+use crate::core::layout::tests::ring_of;
+use crate::core::record::Record;
+use crate::storage::simulated::SimulatedEngine;
+use std::sync::{Barrier, OnceLock};
+
+/// An engine whose next merge can be held up before it does anything.
+#[derive(Default)]
+struct Gated {
+    engine: SimulatedEngine,
+    /// Waited at twice: when the merge has arrived, and until it may go on.
+    gate: OnceLock<Arc<Barrier>>,
+}
+
+impl Engine for Gated {
+    fn get(&self, slot: Slot, key: &[u8]) -> Result<Option<Record>, StorageError> {
+        self.engine.get(slot, key)
+    }
+
+    fn version(&self, slot: Slot, key: &[u8]) -> Result<Option<Version>, StorageError> {
+        self.engine.version(slot, key)
+    }
+
+    fn merge(&self, entries: &[Entry]) -> Result<Vec<Merged>, StorageError> {
+        if let Some(gate) = self.gate.get() {
+            gate.wait();
+            gate.wait();
+        }
+        self.engine.merge(entries)
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        self.engine.sync()
+    }
+
+    fn scan(
+        &self,
+        slot: Slot,
+        after: Option<&[u8]>,
+        max_bytes: usize,
+    ) -> Result<Vec<(Bytes, Record)>, StorageError> {
+        self.engine.scan(slot, after, max_bytes)
+    }
+
+    fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {
+        self.engine.drop_slot(slot)
+    }
+
+    fn slots(&self) -> Vec<(Slot, SlotStats)> {
+        self.engine.slots()
+    }
+
+    fn stats(&self, slot: Slot) -> SlotStats {
+        self.engine.stats(slot)
+    }
+
+    fn needs_sync(&self) -> bool {
+        true
+    }
+}
+
+fn alone() -> Replica<Gated> {
+    let layout = Arc::new(ring_of(1, 1, 8));
+    Replica::new(NodeId(1), Gated::default(), layout, Clock::resume(0)).unwrap()
+}
+
+fn ask(replica: &Replica<Gated>, key: &'static str, ask: Ask) -> Handled {
+    let request = Request { epoch: replica.layout().epoch, key: key.into(), ask };
+    replica.handle(&[request]).unwrap().remove(0)
+}
+
+fn written(hlc: u64) -> Record {
+    Record::value(Version { hlc, node: 1 }, "v")
+}
+
+/// A pulled page with this one record.
+fn absorb(replica: &Replica<Gated>, key: &'static str, record: Record) -> Result<(), Refusal> {
+    let layout = replica.layout();
+    let slot = layout.slot(NodeId(1), layout.segment(key.as_bytes())).unwrap();
+    let page = Page { records: vec![(key.into(), record)], last: true, clock: 0 };
+    replica.absorb(layout.epoch, slot, page)
+}
+
+#[test]
+fn a_sync_does_not_cover_a_merge_that_is_still_on_its_way_into_the_engine() {
+    let replica = alone();
+    let gate = Arc::new(Barrier::new(2));
+    replica.engine.gate.set(gate.clone()).unwrap();
+    std::thread::scope(|scope| {
+        let merging = scope.spawn(|| absorb(&replica, "k", written(5)));
+        gate.wait();
+        replica.sync().unwrap();
+        gate.wait();
+        merging.join().unwrap().unwrap();
+    });
+    assert_eq!(replica.engine.engine.unsynced(), 1);
+    let answer = ask(&replica, "k", Ask::Read);
+    assert!(matches!(answer, Handled::AfterSync(Answer::Record(Some(_)), _)), "{answer:?}");
+    replica.sync().unwrap();
+    assert_eq!(ask(&replica, "k", Ask::Version), Handled::Now(Answer::Version(written(5).version)));
+    assert!(replica.unsynced().notes.is_empty() && replica.unsynced().merging.is_empty());
+}
