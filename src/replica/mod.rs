@@ -6,8 +6,8 @@
 //! snapshot.
 //!
 //! Nothing is said before it is durable: what a request finds or leaves unsynced is answered
-//! [`Handled::AfterSync`], and the caller holds the answer back until [`Replica::durable`] has
-//! caught up. With an engine that keeps nothing there is nothing to wait for.
+//! [`Handled::AfterSync`], and the caller holds the answer back until a [`Replica::sync`] that began
+//! later has ended. With an engine that keeps nothing there is nothing to wait for.
 //!
 //! Synchronous: the async shell and the simulator drive the same code. Left out on purpose:
 //! queues, threads and group commit (`store::commit`), and any notion of other nodes.
@@ -17,14 +17,14 @@ use crate::core::digest::Digest;
 use crate::core::layout::{Layout, Phase};
 use crate::core::mutants::{Mutant, planted};
 use crate::core::node::NodeId;
-use crate::core::record::{Record, Version};
+use crate::core::record::Record;
 use crate::core::replica_request::{Answer, Ask};
 use crate::core::token::{Epoch, Segment, Slot, Token};
 use crate::storage::StorageError;
 use crate::storage::engine::{Engine, Entry, Merged, SlotStats};
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 /// A question to this replica.
@@ -43,8 +43,8 @@ pub struct Request {
 pub enum Handled {
     /// The answer may go out.
     Now(Answer),
-    /// It may go out once everything up to this number is durable.
-    AfterSync(Answer, u64),
+    /// It may go out once a sync has ended well that began after this was handed out.
+    AfterSync(Answer),
     /// The sender's epoch is newer: install its layout first, then ask again.
     Behind,
 }
@@ -85,7 +85,6 @@ pub struct Replica<E> {
     installed: RwLock<Arc<Layout>>,
     clock: Mutex<Clock>,
     unsynced: Mutex<Unsynced>,
-    durable: AtomicU64,
     full: AtomicBool,
 }
 
@@ -125,7 +124,6 @@ impl<E: Engine> Replica<E> {
             installed: RwLock::new(layout.clone()),
             clock: Mutex::new(clock),
             unsynced: Mutex::default(),
-            durable: AtomicU64::new(0),
             full: AtomicBool::new(false),
         };
         replica.tidy()?;
@@ -263,15 +261,10 @@ impl<E: Engine> Replica<E> {
         if !self.engine.needs_sync() || planted(Mutant::UnsyncedReported) {
             return Handled::Now(answer);
         }
-        match self.unsynced().notes.get(&key) {
-            Some(number) => Handled::AfterSync(answer, *number),
-            None => Handled::Now(answer),
+        match self.unsynced().notes.contains_key(&key) {
+            true => Handled::AfterSync(answer),
+            false => Handled::Now(answer),
         }
-    }
-
-    /// The number up to which everything is durable.
-    pub fn durable(&self) -> u64 {
-        self.durable.load(Ordering::Acquire)
     }
 
     /// Makes everything durable that was merged before the call.
@@ -280,7 +273,6 @@ impl<E: Engine> Replica<E> {
         let number = self.unsynced().ended();
         self.engine.sync()?;
         self.unsynced().notes.retain(|_, of| *of > number);
-        self.durable.fetch_max(number, Ordering::AcqRel);
         Ok(())
     }
 
@@ -343,20 +335,6 @@ impl<E: Engine> Replica<E> {
             }
         }
         totals
-    }
-
-    /// What this node has under a key right now, whatever the ring says.
-    pub fn local(&self, key: &[u8]) -> Result<Option<Record>, StorageError> {
-        let layout = self.guard();
-        match layout.slot(self.me, layout.segment(key)) {
-            Some(slot) => self.engine.get(slot, key),
-            None => Ok(None),
-        }
-    }
-
-    /// The version of a key here, `ABSENT` for none.
-    pub fn local_version(&self, key: &[u8]) -> Result<Version, StorageError> {
-        Ok(self.local(key)?.map_or(Version::ABSENT, |record| record.version))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::core::layout::tests::ring_of;
-use crate::core::record::Record;
+use crate::core::record::{MAX_CONTENT_TYPE_BYTES, Record, Version};
 use crate::storage::simulated::SimulatedEngine;
 use std::sync::{Barrier, OnceLock};
 
@@ -97,7 +97,7 @@ fn a_sync_does_not_cover_a_merge_that_is_still_on_its_way_into_the_engine() {
     });
     assert_eq!(replica.engine.engine.unsynced(), 1);
     let answer = ask(&replica, "k", Ask::Read);
-    assert!(matches!(answer, Handled::AfterSync(Answer::Record(Some(_)), _)), "{answer:?}");
+    assert!(matches!(answer, Handled::AfterSync(Answer::Record(Some(_)))), "{answer:?}");
     replica.sync().unwrap();
     assert_eq!(ask(&replica, "k", Ask::Version), Handled::Now(Answer::Version(written(5).version)));
     assert!(replica.unsynced().notes.is_empty() && replica.unsynced().merging.is_empty());

@@ -101,7 +101,7 @@ pub trait Engine: Send + Sync + 'static {
     /// [`sync`](Engine::sync). All or nothing on error.
     fn merge(&self, entries: &[Entry]) -> Result<Vec<Merged>, StorageError>;
 
-    /// All that was merged or dropped before is durable on return.
+    /// All that was merged or dropped before, and all that a read showed before, is durable on return.
     fn sync(&self) -> Result<(), StorageError>;
 
     /// Records of a slot in key order after `after` (exclusive), until about `max_bytes` of keys and

@@ -116,7 +116,7 @@ impl Committer {
         let handled = self.replica.handle(std::slice::from_ref(&request));
         match handled.map(|mut all| all.pop()) {
             Ok(Some(Handled::Now(answer))) => Asked::Now(answer),
-            Ok(Some(Handled::AfterSync(answer, _))) => self.commit(Job::Hold(answer, done())).await,
+            Ok(Some(Handled::AfterSync(answer))) => self.commit(Job::Hold(answer, done())).await,
             Ok(Some(Handled::Behind)) => Asked::Behind(request),
             Ok(None) => Asked::Now(Answer::Silence),
             Err(error) => {
@@ -204,7 +204,7 @@ fn commit_all(
             replica.clock().marked(mark);
         }
         let answered = handled.into_iter().map(|handled| match handled {
-            Handled::Now(answer) | Handled::AfterSync(answer, _) => answer,
+            Handled::Now(answer) | Handled::AfterSync(answer) => answer,
             // Its epoch was checked before it was queued and layouts only move forward; should it
             // happen all the same, the asker asks again.
             Handled::Behind => Answer::Silence,

@@ -161,10 +161,12 @@ impl Process {
 
     /// A version above everything this node has seen, its own copy included.
     fn new_version(&mut self, key: &[u8], env: &mut Env) -> Version {
-        let local = self.replica.local_version(key).expect("no engine fails here");
+        let layout = self.layout();
+        let slot = layout.slot(self.id, layout.segment(key));
+        let local = slot.and_then(|slot| self.disk.engine.version(slot, key).expect("no engine fails here"));
         let hlc = {
             let mut clock = self.replica.clock();
-            clock.observe(local.hlc);
+            clock.observe(local.unwrap_or_default().hlc);
             clock.tick(env.wall_ms(self.skew_ms))
         };
         self.keep_mark();

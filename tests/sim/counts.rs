@@ -50,6 +50,7 @@ kinds! {
     PullDone = "handoffs done",
     PullAgain = "handoffs begun again after a crash",
     PullFailed = "handoffs given up",
+    NoRoom = "times that a puller waited for room",
     Stale = "requests of an older epoch met",
     Behind = "requests of a newer epoch met",
     NotOwner = "requests sent to a node that owns nothing of the key",
