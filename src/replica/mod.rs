@@ -191,7 +191,8 @@ impl<E: Engine> Replica<E> {
         Ok(())
     }
 
-    /// Carries out questions of coordinators, in order. Writes are visible on return.
+    /// Carries out questions of coordinators, in order. Writes are visible on return. An error is the
+    /// engine's, and fatal: what is wrong with a request is answered to its sender alone.
     pub fn handle(&self, requests: &[Request]) -> Result<Vec<Handled>, StorageError> {
         let layout = self.guard();
         let mut handled = Vec::with_capacity(requests.len());
@@ -217,9 +218,13 @@ impl<E: Engine> Replica<E> {
             match &request.ask {
                 Ask::Write(_) if self.is_full() => handled.push(Handled::Now(Answer::NoSpace)),
                 Ask::Write(record) => {
-                    writers.push(handled.len());
+                    let entry = Entry { slot, token, key: request.key.clone(), record: record.clone() };
+                    // One that no engine stores stays unanswered: no honest coordinator sends it.
+                    if entry.check().is_ok() {
+                        writers.push(handled.len());
+                        entries.push(entry);
+                    }
                     handled.push(Handled::Now(Answer::Silence));
-                    entries.push(Entry { slot, token, key: request.key.clone(), record: record.clone() });
                 }
                 Ask::Read => {
                     let answer = Answer::Record(self.engine.get(slot, &request.key)?);

@@ -102,3 +102,20 @@ fn a_sync_does_not_cover_a_merge_that_is_still_on_its_way_into_the_engine() {
     assert_eq!(ask(&replica, "k", Ask::Version), Handled::Now(Answer::Version(written(5).version)));
     assert!(replica.unsynced().notes.is_empty() && replica.unsynced().merging.is_empty());
 }
+
+#[test]
+fn a_write_that_no_engine_stores_is_left_unanswered_and_the_others_are_done() {
+    let replica = alone();
+    let write = |key: &'static str, record| Request {
+        epoch: replica.layout().epoch,
+        key: key.into(),
+        ask: Ask::Write(record),
+    };
+    let content_type = "x".repeat(MAX_CONTENT_TYPE_BYTES + 1);
+    let long = Record { content_type, ..Record::tombstone(written(7).version) };
+    let handled =
+        replica.handle(&[write("a", written(5)), write("b", long), write("c", written(6))]).unwrap();
+    let accepted = |hlc| Handled::AfterSync(Answer::Accepted(written(hlc).version));
+    assert_eq!(handled, [accepted(5), Handled::Now(Answer::Silence), accepted(6)]);
+    assert_eq!(ask(&replica, "b", Ask::Read), Handled::Now(Answer::Record(None)));
+}

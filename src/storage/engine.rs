@@ -41,6 +41,20 @@ pub struct Entry {
     pub record: Record,
 }
 
+impl Entry {
+    /// Whether an engine stores it: [`StorageError::TooLarge`] says why not.
+    pub fn check(&self) -> Result<(), StorageError> {
+        let Entry { token, key, record, .. } = self;
+        debug_assert_eq!(*token, Token::of(key), "stats are rebuilt from keys alone");
+        let fits = |what, bytes, limit| {
+            if bytes > limit { Err(StorageError::TooLarge { what, bytes, limit }) } else { Ok(()) }
+        };
+        fits("a key", key.len(), MAX_KEY_BYTES)?;
+        fits("a value", record.value.as_ref().map_or(0, Bytes::len), MAX_VALUE_BYTES)?;
+        fits("a content type", record.content_type.len(), MAX_CONTENT_TYPE_BYTES)
+    }
+}
+
 /// What became of one entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Merged {
@@ -175,16 +189,7 @@ impl Engine for Arc<dyn Engine> {
 
 /// Refuses entries that are larger than an engine stores, before anything is changed.
 pub(super) fn check(entries: &[Entry]) -> Result<(), StorageError> {
-    let fits = |what, bytes, limit| {
-        if bytes > limit { Err(StorageError::TooLarge { what, bytes, limit }) } else { Ok(()) }
-    };
-    for Entry { token, key, record, .. } in entries {
-        debug_assert_eq!(*token, Token::of(key), "stats are rebuilt from keys alone");
-        fits("a key", key.len(), MAX_KEY_BYTES)?;
-        fits("a value", record.value.as_ref().map_or(0, Bytes::len), MAX_VALUE_BYTES)?;
-        fits("a content type", record.content_type.len(), MAX_CONTENT_TYPE_BYTES)?;
-    }
-    Ok(())
+    entries.iter().try_for_each(Entry::check)
 }
 
 /// What becomes of `incoming` where `stored` is (or nothing is).

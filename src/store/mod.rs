@@ -167,8 +167,12 @@ impl Store {
         let covered = self.committer()?.cover_clock().await;
         covered.map_err(|error| self.broken(&error))
     }
+        if !error.is_fatal() {
+            return tonic::Status::invalid_argument(error.to_string());
+        }
 
-    /// The engine or the node's state failed: the node says no more.
+    /// The engine or the node's state failed: the node says no more. Unless it only refused what is
+    /// too large.
     fn broken(&self, error: &StorageError) -> tonic::Status {
         self.0.failed.send_replace(Some(error.to_string()));
         status::unknown(tonic::Code::Aborted, "this node's storage failed and it is stopping")

@@ -122,9 +122,8 @@ pub fn version_to(version: Version) -> sp::Version {
 
 /// A record, with its lengths checked.
 pub fn record(record: sp::Record) -> Result<Record, Malformed> {
-    if let Some(bytes) = &record.value {
-        value(bytes, &record.content_type)?;
-    }
+    // A tombstone has a content type too, if its sender will have it so.
+    value(record.value.as_ref().unwrap_or(&Bytes::new()), &record.content_type)?;
     if record.version.is_none_or(|v| v.hlc == 0) {
         return Err(Malformed::Missing("a record's version"));
     }
@@ -494,6 +493,15 @@ mod tests {
         check(4097, false);
         assert!(value(&Bytes::from(vec![0; (1 << 20) + 1]), "").is_err());
         assert!(value(&Bytes::new(), &"x".repeat(256)).is_err());
+        let tombstone = |content_type: String| {
+            record(sp::Record {
+                version: Some(sp::Version { hlc: 1, node: 1 }),
+                content_type,
+                ..sp::Record::default()
+            })
+        };
+        assert!(tombstone("x".repeat(255)).is_ok());
+        assert_eq!(tombstone("x".repeat(256)), Err(Malformed::ContentType(256)));
         assert!(consistency(9).is_err());
         assert!(node_id(b"short").is_err());
     }
