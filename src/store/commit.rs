@@ -5,13 +5,14 @@
 //! batches as large as the load asks for, and adds no wait where there is none. An engine that
 //! keeps nothing needs no thread: its writes are done on the spot.
 
+use crate::core::clock::{Clock, Stamp};
 use crate::core::replica_request::{Answer, Ask};
 use crate::location::state::save_clock;
 use crate::replica::{Handled, Replica, Request};
 use crate::storage::StorageError;
 use crate::storage::engine::Engine;
 use crate::storage::vault::Vault;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 
 /// Writes that may wait for the committer. Past that their senders wait, and so on up to the door.
@@ -56,10 +57,35 @@ enum Job {
     Hold(Answer, Done),
 }
 
+/// Writes the clock's mark down. One at a time: of two that overtake each other the lower mark could
+/// be the one that stays, and a restart would repeat stamps.
+struct Marker {
+    replica: Arc<Replica<AnyEngine>>,
+    vault: Arc<dyn Vault>,
+    saving: Mutex<()>,
+}
+
+impl Marker {
+    /// Saves the mark that `due` asks for, if it does. Blocks, but not while nothing is due.
+    fn raise(&self, due: fn(&Clock) -> Option<Stamp>) -> Result<(), StorageError> {
+        if due(&self.replica.clock()).is_none() {
+            return Ok(());
+        }
+        let _one_by_one = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        // Asked again: whoever was here before may have saved enough.
+        let mark = due(&self.replica.clock());
+        if let Some(mark) = mark {
+            save_clock(&*self.vault, mark)?;
+            self.replica.clock().marked(mark);
+        }
+        Ok(())
+    }
+}
+
 /// See the module's documentation.
 pub struct Committer {
     replica: Arc<Replica<AnyEngine>>,
-    vault: Arc<dyn Vault>,
+    marker: Arc<Marker>,
     jobs: Option<mpsc::Sender<Job>>,
     failed: watch::Sender<Option<String>>,
 }
@@ -78,15 +104,15 @@ impl Committer {
         vault: Arc<dyn Vault>,
         failed: watch::Sender<Option<String>>,
     ) -> Result<Self, StorageError> {
-        let mut committer = Committer { replica, vault, jobs: None, failed };
+        let marker = Arc::new(Marker { replica: replica.clone(), vault, saving: Mutex::default() });
+        let mut committer = Committer { replica, marker, jobs: None, failed };
         if committer.replica.engine().needs_sync() {
             let (jobs, inbox) = mpsc::channel(QUEUE);
             let (release, released) = mpsc::unbounded_channel();
             tokio::spawn(let_out(released));
-            let (replica, vault, failed) =
-                (committer.replica.clone(), committer.vault.clone(), committer.failed.clone());
+            let (marker, failed) = (committer.marker.clone(), committer.failed.clone());
             let commit = move || {
-                if let Err(error) = commit_all(&replica, &*vault, inbox, &release) {
+                if let Err(error) = commit_all(&marker, inbox, &release) {
                     failed.send_replace(Some(error.to_string()));
                 }
             };
@@ -141,38 +167,34 @@ impl Committer {
 
     /// Raises the clock's mark, if it has to be raised before a stamp is told to anybody.
     pub async fn cover_clock(&self) -> Result<(), StorageError> {
-        let due = self.replica.clock().mark_due();
-        self.raise_mark(due).await
+        self.raise_mark(Clock::mark_due).await
     }
 
     /// Raises the clock's mark in good time, so that no request has to wait for it.
     pub async fn cover_clock_ahead(&self, now_ms: u64) -> Result<(), StorageError> {
-        let soon = {
-            let mut clock = self.replica.clock();
-            clock.observe(crate::core::clock::at_ms(now_ms));
-            clock.mark_soon()
-        };
-        self.raise_mark(soon).await
+        self.replica.clock().observe(crate::core::clock::at_ms(now_ms));
+        self.raise_mark(Clock::mark_soon).await
     }
 
-    async fn raise_mark(&self, mark: Option<u64>) -> Result<(), StorageError> {
-        let Some(mark) = mark else { return Ok(()) };
-        let vault = self.vault.clone();
-        match tokio::task::spawn_blocking(move || save_clock(&*vault, mark)).await {
-            Ok(saved) => saved?,
+    async fn raise_mark(&self, due: fn(&Clock) -> Option<Stamp>) -> Result<(), StorageError> {
+        // Most often nothing is, and nobody has to move to a thread that may block.
+        if due(&self.replica.clock()).is_none() {
+            return Ok(());
+        }
+        let marker = self.marker.clone();
+        match tokio::task::spawn_blocking(move || marker.raise(due)).await {
+            Ok(saved) => saved,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
-        self.replica.clock().marked(mark);
-        Ok(())
     }
 }
 
 fn commit_all(
-    replica: &Replica<AnyEngine>,
-    vault: &dyn Vault,
+    marker: &Marker,
     mut inbox: mpsc::Receiver<Job>,
     release: &mpsc::UnboundedSender<Batch>,
 ) -> Result<(), StorageError> {
+    let replica = &*marker.replica;
     let (mut requests, mut writers, mut held) = (Vec::new(), Vec::new(), Vec::new());
     let mut last_batch = 0;
     while let Some(first) = inbox.blocking_recv() {
@@ -198,11 +220,7 @@ fn commit_all(
         let handled = replica.handle(&requests)?;
         requests.clear();
         replica.sync()?;
-        let due = replica.clock().mark_due();
-        if let Some(mark) = due {
-            save_clock(vault, mark)?;
-            replica.clock().marked(mark);
-        }
+        marker.raise(Clock::mark_due)?;
         let answered = handled.into_iter().map(|handled| match handled {
             Handled::Now(answer) | Handled::AfterSync(answer) => answer,
             // Its epoch was checked before it was queued and layouts only move forward; should it
@@ -232,5 +250,78 @@ pub(super) fn value_bytes(request: &Request) -> usize {
     match &request.ask {
         Ask::Write(record) => record.value.as_ref().map_or(0, bytes::Bytes::len),
         Ask::Read | Ask::Version => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::layout::tests::ring_of;
+    use crate::core::node::NodeId;
+    use crate::location::state::NodeState;
+    use crate::storage::memory::MemoryEngine;
+    use crate::storage::vault::MemoryVault;
+    use std::time::Duration;
+
+    /// A vault whose first save takes as long as the second, if there is a second meanwhile.
+    struct Overtaken {
+        vault: Arc<MemoryVault>,
+        first: Mutex<Option<(std::sync::mpsc::Sender<()>, std::sync::mpsc::Receiver<()>)>>,
+        second: Mutex<Option<std::sync::mpsc::Sender<()>>>,
+    }
+
+    impl Vault for Overtaken {
+        fn load(&self, name: &str) -> Result<Option<Vec<u8>>, StorageError> {
+            self.vault.load(name)
+        }
+
+        fn save(&self, name: &str, bytes: &[u8]) -> Result<(), StorageError> {
+            let first = self.first.lock().unwrap().take();
+            match first {
+                Some((begun, overtaken)) => {
+                    begun.send(()).unwrap();
+                    // Whoever waits for its turn is not waited for in vain.
+                    let _in_turn = overtaken.recv_timeout(Duration::from_millis(200));
+                    self.vault.save(name, bytes)
+                }
+                None => {
+                    self.vault.save(name, bytes)?;
+                    let overtaken = self.second.lock().unwrap().take();
+                    let _in_turn = overtaken.map(|overtaken| overtaken.send(()));
+                    Ok(())
+                }
+            }
+        }
+
+        fn remove(&self, name: &str) -> Result<(), StorageError> {
+            self.vault.remove(name)
+        }
+    }
+
+    #[test]
+    fn of_two_marks_that_are_raised_at_once_the_higher_stays() {
+        let vault = Arc::new(MemoryVault::new());
+        let (begun, first_begun) = std::sync::mpsc::channel();
+        let (overtake, overtaken) = std::sync::mpsc::channel();
+        let slow = Overtaken {
+            vault: vault.clone(),
+            first: Mutex::new(Some((begun, overtaken))),
+            second: Mutex::new(Some(overtake)),
+        };
+        let engine: AnyEngine = Arc::new(MemoryEngine::new());
+        let layout = Arc::new(ring_of(1, 1, 8));
+        let replica = Arc::new(Replica::new(NodeId(1), engine, layout, Clock::resume(0)).unwrap());
+        let marker = Marker { replica: replica.clone(), vault: Arc::new(slow), saving: Mutex::default() };
+        replica.clock().tick(1_000);
+        std::thread::scope(|scope| {
+            let lower = scope.spawn(|| marker.raise(Clock::mark_due).unwrap());
+            first_begun.recv().unwrap();
+            let told = replica.clock().tick(50_000);
+            marker.raise(Clock::mark_due).unwrap();
+            lower.join().unwrap();
+            assert!(replica.clock().mark_due().is_none());
+            let saved = NodeState::open(vault).unwrap().clock_mark;
+            assert!(Clock::resume(saved).tick(0) > told, "a restart would repeat stamps");
+        });
     }
 }
