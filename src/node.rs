@@ -15,7 +15,7 @@ use crate::core::node::Address;
 use crate::location::state::NodeState;
 use crate::location::{Boxed, Departure, Location, LocationConfig, LocationError, NoSegments, agent};
 #[cfg(feature = "store")]
-use crate::store::{FreeSpace, Store, commit::AnyEngine};
+use crate::store::{Store, commit::AnyEngine, room::FreeSpace};
 use crate::wire::DESCRIPTORS;
 use health::Health;
 use std::sync::Arc;

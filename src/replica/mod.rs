@@ -61,6 +61,9 @@ pub enum Refusal {
     /// This node does not hold the segment at this epoch. Nothing was done.
     #[error("this node does not hold segment {0}")]
     NotHeld(Segment),
+    /// There is no room for what was pulled. Nothing was done; to be tried again when there is.
+    #[error("this node's disk is full")]
+    Full,
     /// The engine failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -145,9 +148,10 @@ impl<E: Engine> Replica<E> {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// While it is set, writes are refused for want of room; reads go on.
-    pub fn set_full(&self, full: bool) {
-        self.full.store(full, Ordering::Relaxed);
+    /// While it is set, writes and pulled pages are refused for want of room; reads go on. Answers
+    /// what was set before.
+    pub fn set_full(&self, full: bool) -> bool {
+        self.full.swap(full, Ordering::Relaxed)
     }
 
     /// Whether writes are refused for want of room.
@@ -320,6 +324,9 @@ impl<E: Engine> Replica<E> {
         let layout = self.guard();
         if epoch != layout.epoch || layout.slot(self.me, slot.segment) != Some(slot) {
             return Err(Refusal::Stale(layout.epoch));
+        }
+        if self.is_full() {
+            return Err(Refusal::Full);
         }
         self.clock().observe(page.clock);
         let entry = |(key, record): (Bytes, Record)| Entry { slot, token: Token::of(&key), key, record };

@@ -119,3 +119,14 @@ fn a_write_that_no_engine_stores_is_left_unanswered_and_the_others_are_done() {
     assert_eq!(handled, [accepted(5), Handled::Now(Answer::Silence), accepted(6)]);
     assert_eq!(ask(&replica, "b", Ask::Read), Handled::Now(Answer::Record(None)));
 }
+
+#[test]
+fn a_full_disk_takes_no_pulled_page_until_there_is_room() {
+    let replica = alone();
+    replica.set_full(true);
+    assert!(matches!(absorb(&replica, "k", written(5)), Err(Refusal::Full)));
+    assert_eq!(ask(&replica, "k", Ask::Write(written(5))), Handled::Now(Answer::NoSpace));
+    assert_eq!(ask(&replica, "k", Ask::Read), Handled::Now(Answer::Record(None)));
+    assert!(replica.set_full(false));
+    absorb(&replica, "k", written(5)).unwrap();
+}

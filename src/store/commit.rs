@@ -5,6 +5,7 @@
 //! batches as large as the load asks for, and adds no wait where there is none. An engine that
 //! keeps nothing needs no thread: its writes are done on the spot.
 
+use super::room::Room;
 use crate::core::clock::{Clock, Stamp};
 use crate::core::replica_request::{Answer, Ask};
 use crate::location::state::save_clock;
@@ -102,6 +103,7 @@ impl Committer {
     pub fn start(
         replica: Arc<Replica<AnyEngine>>,
         vault: Arc<dyn Vault>,
+        room: Arc<Room>,
         failed: watch::Sender<Option<String>>,
     ) -> Result<Self, StorageError> {
         let marker = Arc::new(Marker { replica: replica.clone(), vault, saving: Mutex::default() });
@@ -112,7 +114,7 @@ impl Committer {
             tokio::spawn(let_out(released));
             let (marker, failed) = (committer.marker.clone(), committer.failed.clone());
             let commit = move || {
-                if let Err(error) = commit_all(&marker, inbox, &release) {
+                if let Err(error) = commit_all(&marker, &room, inbox, &release) {
                     failed.send_replace(Some(error.to_string()));
                 }
             };
@@ -191,6 +193,7 @@ impl Committer {
 
 fn commit_all(
     marker: &Marker,
+    room: &Room,
     mut inbox: mpsc::Receiver<Job>,
     release: &mpsc::UnboundedSender<Batch>,
 ) -> Result<(), StorageError> {
@@ -217,6 +220,7 @@ fn commit_all(
             }
         }
         last_batch = requests.len();
+        room.look(replica);
         let handled = replica.handle(&requests)?;
         requests.clear();
         replica.sync()?;

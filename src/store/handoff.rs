@@ -18,7 +18,7 @@ use crate::core::node::{Address, Liveness, NodeId};
 use crate::core::token::{Epoch, Segment};
 use crate::location::Progress;
 use crate::news;
-use crate::replica::{Page, Refusal};
+use crate::replica::{Page, Refusal, Replica};
 use crate::wire::convert::{self, id_bytes};
 use crate::wire::store::store_peer_client::StorePeerClient;
 use crate::wire::store::{
@@ -43,7 +43,7 @@ const SEGMENTS_PER_CALL: usize = 64;
 /// holds little.
 const PAGE_BYTES: usize = 256 << 10;
 
-/// Pause before sources that failed are tried again.
+/// Pause before sources that failed are tried again, and before another look for room on the disk.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 /// How long a call may go without a page before the source is given up.
@@ -71,6 +71,11 @@ pub(super) async fn gather(store: &Store, layout: &Layout, progress: &Progress) 
     let mut gathering = Gathering::new(pulls);
     let mut clients = Clients::default();
     loop {
+        // Nothing is asked for that would be refused. No progress meanwhile: if it takes too long, the
+        // claimant gives the transition up.
+        while store.replica().is_ok_and(Replica::is_full) {
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
         let round = gathering.round(|id| store.location().liveness(id));
         if round.is_empty() {
             if gathering.is_complete() {
@@ -235,12 +240,13 @@ async fn pull(
     let mut pages = pages.into_inner();
     let mut keys = 0;
     while let Some(page) = tokio::time::timeout(PAGE_TIMEOUT, pages.message()).await.map_err(late)?? {
-        progress.step();
         let segment = convert::segment(page.segment)?;
-        keys += page.records.iter().filter(|r| r.record.as_ref().is_some_and(|r| r.value.is_some())).count()
-            as u64;
-        let last = page.done;
+        let values = page.records.iter().filter(|r| r.record.as_ref().is_some_and(|r| r.value.is_some()));
+        let (last, some) = (page.done, values.count() as u64);
         absorb(store, layout, segment, page).await?;
+        // Only now, so that refusing is not taken for progress.
+        progress.step();
+        keys += some;
         if last {
             done.insert(segment);
         }
@@ -265,7 +271,9 @@ async fn absorb(
     let slot = layout.slot(me, segment).ok_or_else(|| Status::internal("a segment that wasn't asked for"))?;
     let (store, epoch) = (store.clone(), layout.epoch);
     let absorbed = tokio::task::spawn_blocking(move || {
-        store.replica()?.absorb(epoch, slot, page).map_err(|refusal| match refusal {
+        let replica = store.replica()?;
+        store.0.room.look(replica);
+        replica.absorb(epoch, slot, page).map_err(|refusal| match refusal {
             Refusal::Storage(error) => store.broken(&error),
             refusal => refused(&refusal),
         })
@@ -279,6 +287,7 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         Refusal::Stale(_) | Refusal::Behind(_) | Refusal::NotHeld(_) => {
             Status::failed_precondition(refusal.to_string())
         }
+        Refusal::Full => Status::resource_exhausted(refusal.to_string()),
         Refusal::Storage(_) => status::unknown(Code::Aborted, refusal.to_string()),
     }
 }

@@ -7,6 +7,7 @@
 //! - [`commit`]: group commit, and questions to this node's own replica
 //! - [`link`]: questions to other nodes
 //! - [`answers`]: the answering end of a link
+//! - [`room`]: writes that are refused before the disk is full
 //! - [`turns`]: requests for one key in turn
 //! - `coordinator`: drives one request
 //! - [`routing`]: from a client's request to the node that should coordinate it
@@ -18,6 +19,7 @@ pub mod commit;
 mod coordinator;
 pub mod handoff;
 pub mod link;
+pub mod room;
 pub mod routing;
 pub mod service;
 pub mod turns;
@@ -36,6 +38,7 @@ use crate::wire::status;
 use crate::wire::store as pb;
 use commit::{AnyEngine, Committer};
 use link::Links;
+use room::{FreeSpace, Room};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -50,17 +53,10 @@ const MAX_IN_FLIGHT: usize = 8192;
 /// How often the clock's mark and the free space are looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
-/// Writes are refused when less is free on the disk: what remains is for layouts, votes, and for
-/// the engine to tidy up.
-pub const RESERVE_BYTES: u64 = 64 << 20;
-
 /// Milliseconds since 1970 by this machine's clock.
 fn wall_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
-
-/// Tells how many bytes are free where the data is.
-pub type FreeSpace = Box<dyn Fn() -> Result<u64, StorageError> + Send + Sync>;
 
 struct Inner {
     engine: AnyEngine,
@@ -79,7 +75,7 @@ struct Inner {
     ahead: Arc<Semaphore>,
     /// Room for pullers.
     pullers: Arc<Semaphore>,
-    free_space: Option<FreeSpace>,
+    room: Arc<Room>,
     failed: watch::Sender<Option<String>>,
 }
 
@@ -104,8 +100,8 @@ impl Drop for InFlight {
 }
 
 impl Store {
-    /// A store that serves from `engine` as soon as it has a layout. `free_space` is asked now and
-    /// then; without it there is always room.
+    /// A store that serves from `engine` as soon as it has a layout. `free_space` is asked before
+    /// each batch of writes; without it there is always room.
     pub fn new(state: &NodeState, engine: AnyEngine, free_space: Option<FreeSpace>) -> Self {
         Store(Arc::new(Inner {
             engine,
@@ -121,7 +117,7 @@ impl Store {
             in_flight: AtomicUsize::new(0),
             ahead: Arc::new(Semaphore::new(service::MAX_AHEAD)),
             pullers: Arc::new(Semaphore::new(handoff::MAX_PULLERS)),
-            free_space,
+            room: Arc::new(Room::new(free_space)),
             failed: watch::channel(None).0,
         }))
     }
@@ -167,13 +163,13 @@ impl Store {
         let covered = self.committer()?.cover_clock().await;
         covered.map_err(|error| self.broken(&error))
     }
-        if !error.is_fatal() {
-            return tonic::Status::invalid_argument(error.to_string());
-        }
 
     /// The engine or the node's state failed: the node says no more. Unless it only refused what is
     /// too large.
     fn broken(&self, error: &StorageError) -> tonic::Status {
+        if !error.is_fatal() {
+            return tonic::Status::invalid_argument(error.to_string());
+        }
         self.0.failed.send_replace(Some(error.to_string()));
         status::unknown(tonic::Code::Aborted, "this node's storage failed and it is stopping")
     }
@@ -222,18 +218,7 @@ impl Store {
             if let Some(layout) = self.location().layout() {
                 self.0.links.retain(|id| layout.is_member(id));
             }
-            if let Some(free_space) = &self.0.free_space {
-                let full = free_space().is_ok_and(|bytes| bytes < RESERVE_BYTES);
-                if full != committer.replica().is_full() {
-                    committer.replica().set_full(full);
-                    match full {
-                        true => {
-                            tracing::error!(target: "thrifty::news", "the disk is nearly full: writes are refused until there is room")
-                        }
-                        false => crate::news!("there is room on the disk again: writes are accepted"),
-                    }
-                }
-            }
+            self.0.room.look(committer.replica());
         }
     }
 
@@ -259,7 +244,9 @@ impl SegmentHost for Store {
         }
         let clock = Clock::resume(self.0.clock_mark);
         let replica = Arc::new(Replica::new(self.0.me, self.0.engine.clone(), layout, clock)?);
-        let committer = Committer::start(replica, self.0.vault.clone(), self.0.failed.clone())?;
+        self.0.room.look(&replica);
+        let (vault, room) = (self.0.vault.clone(), self.0.room.clone());
+        let committer = Committer::start(replica, vault, room, self.0.failed.clone())?;
         let _only_once = self.0.committer.set(committer);
         Ok(())
     }

@@ -10,7 +10,7 @@ use thrifty::wire::store::PutRequest;
 use thrifty::wire::store::store_client::StoreClient;
 
 /// Room for a node and the reserve below which it refuses writes.
-const SIZE: &str = "size=200m";
+const SIZE: &str = "size=640m";
 
 /// A file system of its own, as long as this lives.
 struct SmallDisk(PathBuf);
@@ -66,7 +66,7 @@ fn a_node_on_a_full_disk_refuses_writes_and_goes_on_reading() {
     rig.settled(std::slice::from_ref(&node));
     rig.tool("storeput", &["--peer", &address, "a", "apple"]).silent();
 
-    disk.fill_up_to(60);
+    disk.fill_up_to(500);
     node.says("the disk is nearly full: writes are refused until there is room");
     let put = rig.tool("storeput", &["--peer", &address, "a", "almond"]);
     put.fails(3, &["disks are full", "nothing was done"]);

@@ -20,6 +20,7 @@ use thrifty::core::replica_request::{Answer, Ask};
 use thrifty::core::token::Epoch;
 use thrifty::core::write::{Action, Outcome, Terms, Write};
 use thrifty::replica::Request;
+use thrifty::storage::engine::Engine;
 
 /// How often a request that reached no owner is routed again: nothing was done, so that it may be.
 const TRIES: u32 = 3;

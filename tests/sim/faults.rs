@@ -26,6 +26,7 @@ pub(crate) enum Fault {
     /// Everybody takes one node for dead, one that pulls if there is any.
     Doubt,
     ClockJump,
+    /// A node has no room for a while, one that pulls if there is any.
     DiskFull,
     Join,
     Leave,
@@ -41,6 +42,7 @@ const AMBUSHES: &[Fault] = &[
     Fault::Doubt,
     Fault::Doubt,
     Fault::Cut,
+    Fault::DiskFull,
     Fault::Crash,
     Fault::CrashAll,
 ];

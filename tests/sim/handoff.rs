@@ -13,10 +13,10 @@ use std::collections::BTreeSet;
 use thrifty::core::layout::{Phase, Pull, Standing};
 use thrifty::core::node::NodeId;
 use thrifty::core::token::Epoch;
-use thrifty::replica::Page;
+use thrifty::replica::{Page, Refusal};
 
 /// After so many silences and refusals in one Dual, a puller reports that it failed.
-const PATIENCE: u32 = 60;
+const PATIENCE: u32 = 40;
 
 struct Task {
     pull: Pull,
@@ -81,8 +81,12 @@ impl Process {
         }
     }
 
+    /// Asks for what is needed next; on a full disk the next beat tries again.
     fn ask_pages(&mut self, env: &mut Env) {
         let Some(gathering) = &mut self.gathering else { return };
+        if self.replica.is_full() {
+            return env.count(Kind::NoRoom);
+        }
         let epoch = gathering.epoch;
         for task in gathering.tasks.iter_mut().filter(|task| !task.is_done() && task.awaits.is_none()) {
             let ask_id = env.fresh();
@@ -118,9 +122,10 @@ impl Process {
                 env.note(|| {
                     format!("{} takes from {from} {:?}: {:?}", self.index, task.pull.slot, page.records)
                 });
-                if let Err(why) = self.replica.absorb(gathering.epoch, task.pull.slot, page) {
-                    env.checker.fail(format!("a page was not taken: {why}"));
-                    return;
+                match self.replica.absorb(gathering.epoch, task.pull.slot, page) {
+                    Ok(()) => {}
+                    Err(Refusal::Full) => return,
+                    Err(why) => return env.checker.fail(format!("a page was not taken: {why}")),
                 }
                 gathering.progress += 1;
                 self.membership.pulled(gathering.epoch, gathering.progress);

@@ -53,8 +53,8 @@ pub(crate) struct Process {
     pub(crate) gathering: Option<Gathering>,
     pub(crate) leaving: bool,
     pub(crate) ended: Option<Ended>,
-    /// Answers that wait for a sync, with the number that covers them.
-    pub(crate) held: Vec<(u64, Index, u64, Answer)>,
+    /// Answers that wait for a sync.
+    pub(crate) held: Vec<(Index, u64, Answer)>,
     sync_due: bool,
     beating: bool,
     early: Vec<Early>,
@@ -309,8 +309,8 @@ impl Process {
                 }
                 self.answer(from, ask_id, answer, env);
             }
-            Some(Handled::AfterSync(answer, number)) => {
-                self.held.push((number, from, ask_id, answer));
+            Some(Handled::AfterSync(answer)) => {
+                self.held.push((from, ask_id, answer));
                 self.sync_soon(env);
             }
             Some(Handled::Behind) => {
@@ -350,7 +350,7 @@ impl Process {
                 self.early.push(Early::Page { from, ask_id, epoch, segment, after });
                 return self.fetch(from, epoch, env);
             }
-            Err(Refusal::Storage(error)) => return env.checker.fail(error.to_string()),
+            Err(why @ (Refusal::Storage(_) | Refusal::Full)) => return env.checker.fail(why.to_string()),
         };
         env.send(self.index, from, Packet::Page { ask_id, page });
     }
@@ -375,15 +375,8 @@ impl Process {
     /// Makes durable what was written, and lets the answers go that waited for it.
     pub(crate) fn sync(&mut self, env: &mut Env) {
         self.replica.sync().expect("no engine fails here");
-        let durable = self.replica.durable();
-        let (free, held) =
-            std::mem::take(&mut self.held).into_iter().partition(|(number, ..)| *number <= durable);
-        self.held = held;
-        for (_, to, ask_id, answer) in free {
+        for (to, ask_id, answer) in std::mem::take(&mut self.held) {
             self.answer(to, ask_id, answer, env);
-        }
-        if !self.held.is_empty() {
-            self.sync_soon(env);
         }
     }
 

@@ -57,10 +57,7 @@ impl Cluster {
             }
             Fault::Doubt => {
                 self.env.count(Kind::Doubt);
-                let pullers =
-                    self.env.checker.newest().map(|layout| layout.all_pullers()).unwrap_or_default();
-                let pullers: Vec<Index> = pullers.into_iter().map(index_of).collect();
-                let subject = client::choose(&mut self.env, &pullers).unwrap_or(victim);
+                let subject = self.some_puller().unwrap_or(victim);
                 let until = self.env.now + self.env.rng.range(100 * MS, 400 * MS);
                 for observer in running {
                     self.env.gossip.mistake(observer, subject, until);
@@ -82,6 +79,7 @@ impl Cluster {
             }
             Fault::DiskFull => {
                 self.env.count(Kind::DiskFull);
+                let victim = self.some_puller().unwrap_or(victim);
                 if let Some(process) = &self.seats[victim].process {
                     process.replica.set_full(true);
                 }
@@ -100,6 +98,13 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// One of those that the newest layout has gather segments.
+    fn some_puller(&mut self) -> Option<Index> {
+        let pullers = self.env.checker.newest().map(|layout| layout.all_pullers()).unwrap_or_default();
+        let pullers: Vec<Index> = pullers.into_iter().map(index_of).collect();
+        client::choose(&mut self.env, &pullers)
     }
 
     /// One node, or about a quarter of all.

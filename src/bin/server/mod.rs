@@ -143,7 +143,7 @@ async fn live(
                 Some(directory) => Arc::new(DiskEngine::open(directory.engine_path())?),
                 None => Arc::new(MemoryEngine::new()),
             };
-            let free_space = directory.clone().map(|directory| -> thrifty::store::FreeSpace {
+            let free_space = directory.clone().map(|directory| -> thrifty::store::room::FreeSpace {
                 Box::new(move || directory.available_bytes())
             });
             Role::Store { engine, free_space }

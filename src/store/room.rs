@@ -1,0 +1,90 @@
+//! How much room is left on the disk, and writes that are refused in time.
+//!
+//! An engine whose write fails for want of room is of no use until the next start. So writes and
+//! pulled pages are refused well before: while less than [`RESERVE_BYTES`] is free. The space is
+//! looked at before the first request, before each batch and each page (asking takes about as long
+//! as a system call, and each of them is followed by a sync), and each second, so that who waits
+//! for room finds out.
+
+use super::commit::AnyEngine;
+use crate::replica::Replica;
+use crate::storage::StorageError;
+
+/// Writes are refused when less is free on the disk. What remains is for what was accepted already:
+/// up to 160 MiB of memtables that are yet to be flushed (their journals are there by then), a batch
+/// and some pages that were let in at the last look, layouts and votes; and for compactions, which
+/// write their new tables before they delete the old ones, some 300 MiB where four flushed memtables
+/// are merged into the level below.
+pub const RESERVE_BYTES: u64 = 512 << 20;
+
+/// Tells how many bytes are free where the data is.
+pub type FreeSpace = Box<dyn Fn() -> Result<u64, StorageError> + Send + Sync>;
+
+/// Looks after the room on one node's disk.
+pub struct Room {
+    free_space: Option<FreeSpace>,
+}
+
+impl Room {
+    /// Without `free_space` there is always room.
+    pub fn new(free_space: Option<FreeSpace>) -> Self {
+        Room { free_space }
+    }
+
+    /// Looks, and has the replica refuse or accept accordingly.
+    pub fn look(&self, replica: &Replica<AnyEngine>) {
+        let Some(free_space) = &self.free_space else { return };
+        let full = free_space().is_ok_and(|bytes| bytes < RESERVE_BYTES);
+        match (replica.set_full(full), full) {
+            (false, true) => {
+                tracing::error!(target: "thrifty::news", "the disk is nearly full: writes are refused until there is room")
+            }
+            (true, false) => crate::news!("there is room on the disk again: writes are accepted"),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::layout::tests::ring_of;
+    use crate::core::record::{Record, Version};
+    use crate::core::replica_request::{Answer, Ask};
+    use crate::location::SegmentHost;
+    use crate::location::state::NodeState;
+    use crate::replica::Request;
+    use crate::storage::simulated::SimulatedEngine;
+    use crate::storage::vault::MemoryVault;
+    use crate::store::Store;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn room_is_looked_at_before_the_first_request_and_before_each_batch() {
+        let mut state = NodeState::open(Arc::new(MemoryVault::new())).unwrap();
+        let layout = Arc::new(ring_of(1, 1, 8));
+        state.id = layout.members[0].id;
+        let free = Arc::new(AtomicU64::new(RESERVE_BYTES - 1));
+        let asked = free.clone();
+        let free_space: FreeSpace = Box::new(move || Ok(asked.load(Ordering::Relaxed)));
+        let store = Store::new(&state, Arc::new(SimulatedEngine::new()), Some(free_space));
+        store.install(layout.clone()).unwrap();
+        let committer = store.committer().unwrap();
+        assert!(committer.replica().is_full());
+        let write = async |hlc| {
+            let version = Version { hlc, node: 1 };
+            let ask = Ask::Write(Record::value(version, "v"));
+            let (done, answer) = oneshot::channel();
+            let request = Request { epoch: layout.epoch, key: "k".into(), ask };
+            committer.ask(request, || Box::new(|answer| done.send(answer).unwrap())).await;
+            answer.await.unwrap()
+        };
+        assert_eq!(write(1).await, Answer::NoSpace);
+        free.store(RESERVE_BYTES, Ordering::Relaxed);
+        assert!(matches!(write(2).await, Answer::Accepted(_)));
+        free.store(RESERVE_BYTES - 1, Ordering::Relaxed);
+        assert_eq!(write(3).await, Answer::NoSpace);
+    }
+}
