@@ -73,7 +73,21 @@ pub(super) struct Parts<'a> {
     content_type: &'a [u8],
 }
 
+/// What counting a record needs of it, and deciding about the next one, but for ties.
+#[derive(Clone, Copy)]
+pub(super) struct Head {
+    /// Which write it is.
+    pub(super) version: Version,
+    /// How long the value is, `None` for a tombstone.
+    pub(super) value_bytes: Option<usize>,
+}
+
 impl Parts<'_> {
+    /// What the engine counts by.
+    pub(super) fn head(&self) -> Head {
+        Head { version: self.version, value_bytes: self.value.map(<[u8]>::len) }
+    }
+
     /// A record of its own, which keeps nothing of the encoded bytes alive.
     pub(super) fn to_record(self) -> Result<Record, StorageError> {
         let content_type = std::str::from_utf8(self.content_type);

@@ -18,7 +18,8 @@
 //! - Opening scans every record once, to count and digest the slots: the stats are kept in memory
 //!   only, since keeping them on disk would add a write to every write. Expect seconds per
 //!   10 GB from an SSD.
-//! - Merging reads what is there first: for a key that is new, mostly a Bloom filter's answer.
+//! - Merging reads what is there first: for a key that is new, mostly a Bloom filter's answer. Of keys
+//!   that were written lately the heads are kept in memory and nothing is read, unless versions tie.
 //! - Dropping a slot writes a tombstone per record, in batches, for fjall 3.1 has no journaled range
 //!   delete; the space comes back with later compactions.
 //!
@@ -43,10 +44,13 @@
 
 use crate::core::record::{Record, Version};
 use crate::core::token::{Segment, Slot, Token};
-use crate::storage::engine::{Engine, Entry, Merged, SlotStats, check, decide};
-use crate::storage::{StorageError, codec};
+use crate::storage::StorageError;
+use crate::storage::codec::{self, Head};
+use crate::storage::engine::{Engine, Entry, Merged, SlotStats, check, decide, decide_by_version};
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
+use quick_cache::Weighter;
+use quick_cache::unsync::Cache;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::ErrorKind;
@@ -76,6 +80,12 @@ const OPEN_FILES: usize = 512;
 /// How many records `drop_slot` removes in one batch: some hundred kilobytes of journal, during which
 /// writers wait.
 const DROP_BATCH: usize = 1024;
+
+/// Memory for the heads of records that were written lately: some 120,000 with short keys.
+const HEADS_BYTES: u64 = 16 << 20;
+
+/// What a head costs beside its key: itself, and its place in the cache.
+const HEAD_BYTES: u64 = 112;
 
 /// The keyspace that holds everything.
 const KEYSPACE: &str = "records";
@@ -116,6 +126,23 @@ fn end_of(slot: Slot) -> Bound<Vec<u8>> {
     Bound::Excluded(end)
 }
 
+/// Heads of records by their stored keys: some of those that the tree has, and nothing else.
+type Heads = Cache<Vec<u8>, Head, HeadWeight>;
+
+#[derive(Clone)]
+struct HeadWeight;
+
+impl Weighter<Vec<u8>, Head> for HeadWeight {
+    fn weight(&self, stored_key: &Vec<u8>, _: &Head) -> u64 {
+        stored_key.len() as u64 + HEAD_BYTES
+    }
+}
+
+/// As many as fit into so many bytes.
+fn heads(bytes: u64) -> Heads {
+    Cache::with_weighter((bytes / HEAD_BYTES) as usize, bytes, HeadWeight)
+}
+
 /// An engine in a folder of its own.
 pub struct DiskEngine {
     folder: PathBuf,
@@ -124,7 +151,9 @@ pub struct DiskEngine {
     /// Held while a merge reads, decides and writes, so that no two of them decide on the same state.
     /// Reads don't take it. Nor do syncs: fjall halts writes while flushes lag, for ever if the flushing
     /// thread died of a full disk, and then a sync is what finds out.
-    writing: Mutex<()>,
+    ///
+    /// What is inside follows each write that was committed, so that it never differs from the tree.
+    writing: Mutex<Heads>,
     /// Slots that hold something.
     stats: Mutex<HashMap<Slot, SlotStats>>,
     poisoned: AtomicBool,
@@ -157,16 +186,20 @@ impl DiskEngine {
             folder,
             database,
             records,
-            writing: Mutex::new(()),
+            writing: Mutex::new(heads(HEADS_BYTES)),
             stats: Mutex::new(stats),
             poisoned: AtomicBool::new(false),
         })
     }
 
     /// Takes the right to write, if writing still makes sense.
-    fn write(&self) -> Result<MutexGuard<'_, ()>, StorageError> {
-        // A panic under this mutex leaves at worst a batch that was never committed.
-        let guard = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+    fn write(&self) -> Result<MutexGuard<'_, Heads>, StorageError> {
+        let guard = self.writing.lock().unwrap_or_else(|panicked| {
+            // Perhaps between a commit and the heads that follow it.
+            let mut guard = panicked.into_inner();
+            guard.clear();
+            guard
+        });
         // Looked at under the mutex, or a write could follow one that failed meanwhile.
         self.check_poison().map(|()| guard)
     }
@@ -206,7 +239,7 @@ impl DiskEngine {
 
     /// Removes up to [`DROP_BATCH`] records of a slot; whether there may be more.
     fn drop_some(&self, slot: Slot) -> Result<bool, StorageError> {
-        let _writing = self.write()?;
+        let mut heads = self.write()?;
         let mut stats = self.stats(slot);
         let mut batch = self.database.batch();
         let range = (Bound::Included(prefix(slot).to_vec()), end_of(slot));
@@ -214,7 +247,9 @@ impl DiskEngine {
             let (stored, record) =
                 record.into_inner().map_err(|error| failed("reading", &self.folder, error))?;
             let (_, key) = split_stored_key(&stored)?;
-            stats.remove(Token::of(key), key, &codec::parse(&record)?);
+            stats.remove(Token::of(key), key, codec::parse(&record)?.head());
+            // Even if the batch fails: what is not in there is read.
+            heads.remove(&*stored);
             batch.remove(&self.records, stored.clone());
         }
         let removed = batch.len();
@@ -237,41 +272,56 @@ impl Engine for DiskEngine {
 
     fn merge(&self, entries: &[Entry]) -> Result<Vec<Merged>, StorageError> {
         check(entries)?;
-        let _writing = self.write()?;
+        let mut heads = self.write()?;
         let mut merged = Vec::with_capacity(entries.len());
         // What the batch will write, each key once: fjall gives all writes of a batch one sequence
         // number, so that two of the same key would be in no order.
-        let mut winners: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        let mut winners: BTreeMap<Vec<u8>, (Head, Vec<u8>)> = BTreeMap::new();
         let mut stats: HashMap<Slot, SlotStats> = HashMap::new();
         for Entry { slot, token, key, record } in entries {
             let stored_key = stored_key(*slot, key);
-            let on_disk;
-            let current = match winners.get(&stored_key) {
-                Some(winner) => Some(winner.as_slice()),
+            let winner = winners.get(&stored_key);
+            let known = winner.map(|(head, _)| *head).or_else(|| heads.get(&stored_key).copied());
+            let by_version =
+                |head: Head| Some((decide_by_version(head.version, record.version)?, Some(head)));
+            let (outcome, current) = match known.and_then(by_version) {
+                Some(decided) => decided,
                 None => {
-                    on_disk = self.read(&stored_key)?;
-                    on_disk.as_deref()
+                    let on_disk;
+                    let current = match winner {
+                        Some((_, encoded)) => Some(encoded.as_slice()),
+                        None => {
+                            on_disk = self.read(&stored_key)?;
+                            on_disk.as_deref()
+                        }
+                    };
+                    let current = current.map(codec::parse).transpose()?;
+                    (decide(current.as_ref(), record)?, current.map(|current| current.head()))
                 }
             };
-            let current = current.map(codec::parse).transpose()?;
-            let outcome = decide(current.as_ref(), record)?;
             merged.push(outcome);
             if outcome == Merged::Newer {
                 let stats = stats.entry(*slot).or_insert_with(|| self.stats(*slot));
-                if let Some(current) = &current {
+                if let Some(current) = current {
                     stats.remove(*token, key, current);
                 }
                 let mut encoded = Vec::with_capacity(codec::encoded_len(record));
                 codec::encode(record, &mut encoded);
-                stats.add(*token, key, &codec::parse(&encoded)?);
-                winners.insert(stored_key, encoded);
+                let head = codec::parse(&encoded)?.head();
+                stats.add(*token, key, head);
+                winners.insert(stored_key, (head, encoded));
             }
         }
         let mut batch = self.database.batch();
-        for (key, record) in winners {
-            batch.insert(&self.records, key, record);
+        let mut newest = Vec::with_capacity(winners.len());
+        for (key, (head, record)) in winners {
+            batch.insert(&self.records, key.as_slice(), record);
+            newest.push((key, head));
         }
         self.written("writing to", batch.commit())?;
+        for (key, head) in newest {
+            heads.insert(key, head);
+        }
         for (slot, stats) in stats {
             self.set_stats(slot, stats);
         }
@@ -339,7 +389,7 @@ fn count(records: &Keyspace, folder: &Path) -> Result<HashMap<Slot, SlotStats>, 
     for record in records.iter() {
         let (stored, record) = record.into_inner().map_err(|error| failed("reading", folder, error))?;
         let (slot, key) = split_stored_key(&stored)?;
-        stats.entry(slot).or_default().add(Token::of(key), key, &codec::parse(&record)?);
+        stats.entry(slot).or_default().add(Token::of(key), key, codec::parse(&record)?.head());
     }
     Ok(stats)
 }

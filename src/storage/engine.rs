@@ -82,24 +82,24 @@ pub struct SlotStats {
 
 impl SlotStats {
     /// Counts a record in.
-    pub(super) fn add(&mut self, token: Token, key: &[u8], record: &codec::Parts<'_>) {
-        self.keys += u64::from(record.value.is_some());
+    pub(super) fn add(&mut self, token: Token, key: &[u8], record: codec::Head) {
+        self.keys += u64::from(record.value_bytes.is_some());
         self.records += 1;
         self.bytes += size(key, record);
         self.digest.add(token, record.version);
     }
 
     /// Counts it out again.
-    pub(super) fn remove(&mut self, token: Token, key: &[u8], record: &codec::Parts<'_>) {
-        self.keys -= u64::from(record.value.is_some());
+    pub(super) fn remove(&mut self, token: Token, key: &[u8], record: codec::Head) {
+        self.keys -= u64::from(record.value_bytes.is_some());
         self.records -= 1;
         self.bytes -= size(key, record);
         self.digest.remove(token, record.version);
     }
 }
 
-fn size(key: &[u8], record: &codec::Parts<'_>) -> u64 {
-    (key.len() + record.value.map_or(0, <[u8]>::len)) as u64
+fn size(key: &[u8], record: codec::Head) -> u64 {
+    (key.len() + record.value_bytes.unwrap_or(0)) as u64
 }
 
 /// A store of records.
@@ -195,14 +195,22 @@ pub(super) fn check(entries: &[Entry]) -> Result<(), StorageError> {
 /// What becomes of `incoming` where `stored` is (or nothing is).
 pub(super) fn decide(stored: Option<&codec::Parts<'_>>, incoming: &Record) -> Result<Merged, StorageError> {
     let Some(stored) = stored else { return Ok(Merged::Newer) };
-    let order = match incoming.version.cmp(&stored.version) {
-        // Only a tie needs the whole record, so that the value is copied in this rare case alone.
-        Ordering::Equal => incoming.precedence(&stored.to_record()?),
-        order => order,
-    };
-    Ok(match order {
+    if let Some(merged) = decide_by_version(stored.version, incoming.version) {
+        return Ok(merged);
+    }
+    // Only a tie needs the whole record, so that the value is copied in this rare case alone.
+    Ok(match incoming.precedence(&stored.to_record()?) {
         Ordering::Greater => Merged::Newer,
         Ordering::Equal => Merged::Equal,
         Ordering::Less => Merged::Older(stored.version),
     })
+}
+
+/// The same, as far as versions tell; `None` for a tie.
+pub(super) fn decide_by_version(stored: Version, incoming: Version) -> Option<Merged> {
+    match incoming.cmp(&stored) {
+        Ordering::Greater => Some(Merged::Newer),
+        Ordering::Equal => None,
+        Ordering::Less => Some(Merged::Older(stored)),
+    }
 }

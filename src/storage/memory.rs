@@ -109,7 +109,7 @@ impl Table {
     /// Puts a cell in, whether it wins or not, and gives back what was there.
     pub(super) fn put(&mut self, token: Token, cell: Cell) -> Result<Option<Cell>, StorageError> {
         let old = self.take(token, cell.key())?;
-        self.stats.add(token, cell.key(), &cell.parts()?);
+        self.stats.add(token, cell.key(), cell.parts()?.head());
         self.cells.insert(cell);
         Ok(old)
     }
@@ -118,7 +118,7 @@ impl Table {
     pub(super) fn take(&mut self, token: Token, key: &[u8]) -> Result<Option<Cell>, StorageError> {
         let old = self.cells.take(key);
         if let Some(old) = &old {
-            self.stats.remove(token, key, &old.parts()?);
+            self.stats.remove(token, key, old.parts()?.head());
         }
         Ok(old)
     }

@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::storage::engine::conformance::{self, all, counted, entry, slot};
+use crate::storage::memory::MemoryEngine;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
 use tempfile::TempDir;
 
 fn fresh() -> (DiskEngine, TempDir) {
@@ -168,4 +171,39 @@ fn a_large_slot_is_dropped_batch_by_batch() {
     assert_eq!(engine.stats(slot(1)), counted(&engine, slot(1)));
     engine.drop_slot(slot(1)).unwrap();
     assert_eq!(engine.slots(), []);
+}
+
+#[test]
+fn heads_kept_in_memory_never_change_an_outcome() {
+    let (all_fit, _folder) = fresh();
+    let (mut few_fit, _other) = fresh();
+    *few_fit.writing.get_mut().unwrap() = heads(6 * (HEAD_BYTES + SLOT_BYTES as u64 + 1));
+    let oracle = MemoryEngine::new();
+    let write = (0..2u64, "[a-h]", 0..6u64, proptest::option::of("[ab]{0,3}"));
+    // An empty batch stands for a drop.
+    let batches = proptest::collection::vec(proptest::collection::vec(write, 0..8), 1..30);
+    let mut runner = TestRunner::new(Config { cases: 64, failure_persistence: None, ..Config::default() });
+    let outcome = runner.run(&batches, |batches| {
+        for batch in batches {
+            let entries: Vec<_> = batch
+                .iter()
+                .map(|(which, key, hlc, value)| entry(*which, key, *hlc, value.as_deref()))
+                .collect();
+            let merged = oracle.merge(&entries).unwrap();
+            if entries.is_empty() {
+                oracle.drop_slot(slot(0)).unwrap();
+            }
+            for engine in [&all_fit, &few_fit] {
+                prop_assert_eq!(&engine.merge(&entries).unwrap(), &merged);
+                if entries.is_empty() {
+                    engine.drop_slot(slot(0)).unwrap();
+                }
+                prop_assert_eq!(engine.slots(), oracle.slots());
+            }
+        }
+        Ok(())
+    });
+    outcome.unwrap();
+    let kept = |engine: &DiskEngine| engine.writing.lock().unwrap().len();
+    assert!(kept(&all_fit) > kept(&few_fit) && kept(&few_fit) > 0, "{} {}", kept(&all_fit), kept(&few_fit));
 }
