@@ -120,7 +120,9 @@ impl Unsynced {
 
 impl<E: Engine> Replica<E> {
     /// A replica at `layout`, which is installed durably already; `clock` is resumed from its mark.
-    pub fn new(me: NodeId, engine: E, layout: Arc<Layout>, clock: Clock) -> Result<Self, StorageError> {
+    pub fn new(me: NodeId, engine: E, layout: Arc<Layout>, mut clock: Clock) -> Result<Self, StorageError> {
+        // A record may have become durable just before the mark that covers it.
+        clock.observe(engine.newest_at_open());
         let replica = Replica {
             me,
             engine,

@@ -1,6 +1,7 @@
 //! What threads that share a replica can do to each other. The rest is the simulator's.
 
 use super::*;
+use crate::core::clock::Stamp;
 use crate::core::layout::tests::ring_of;
 use crate::core::record::{MAX_CONTENT_TYPE_BYTES, Record, Version};
 use crate::storage::simulated::SimulatedEngine;
@@ -54,6 +55,10 @@ impl Engine for Gated {
 
     fn stats(&self, slot: Slot) -> SlotStats {
         self.engine.stats(slot)
+    }
+
+    fn newest_at_open(&self) -> Stamp {
+        self.engine.newest_at_open()
     }
 
     fn needs_sync(&self) -> bool {

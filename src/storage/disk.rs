@@ -42,6 +42,7 @@
 //! collection of their own; a megabyte is not large enough to need them), and tuning knobs: the
 //! constants below serve a node with some gigabytes.
 
+use crate::core::clock::Stamp;
 use crate::core::record::{Record, Version};
 use crate::core::token::{Segment, Slot, Token};
 use crate::storage::StorageError;
@@ -156,6 +157,7 @@ pub struct DiskEngine {
     writing: Mutex<Heads>,
     /// Slots that hold something.
     stats: Mutex<HashMap<Slot, SlotStats>>,
+    newest_at_open: Stamp,
     poisoned: AtomicBool,
 }
 
@@ -181,13 +183,14 @@ impl DiskEngine {
         }
         let records =
             database.keyspace(KEYSPACE, options).map_err(|error| failed("opening", &folder, error))?;
-        let stats = count(&records, &folder)?;
+        let (stats, newest_at_open) = count(&records, &folder)?;
         Ok(DiskEngine {
             folder,
             database,
             records,
             writing: Mutex::new(heads(HEADS_BYTES)),
             stats: Mutex::new(stats),
+            newest_at_open,
             poisoned: AtomicBool::new(false),
         })
     }
@@ -378,20 +381,26 @@ impl Engine for DiskEngine {
         self.all_stats().get(&slot).copied().unwrap_or_default()
     }
 
+    fn newest_at_open(&self) -> Stamp {
+        self.newest_at_open
+    }
+
     fn needs_sync(&self) -> bool {
         true
     }
 }
 
 /// Counts and digests every slot.
-fn count(records: &Keyspace, folder: &Path) -> Result<HashMap<Slot, SlotStats>, StorageError> {
-    let mut stats: HashMap<Slot, SlotStats> = HashMap::new();
+fn count(records: &Keyspace, folder: &Path) -> Result<(HashMap<Slot, SlotStats>, Stamp), StorageError> {
+    let (mut stats, mut newest): (HashMap<Slot, SlotStats>, Stamp) = Default::default();
     for record in records.iter() {
         let (stored, record) = record.into_inner().map_err(|error| failed("reading", folder, error))?;
         let (slot, key) = split_stored_key(&stored)?;
-        stats.entry(slot).or_default().add(Token::of(key), key, codec::parse(&record)?.head());
+        let head = codec::parse(&record)?.head();
+        stats.entry(slot).or_default().add(Token::of(key), key, head);
+        newest = newest.max(head.version.hlc);
     }
-    Ok(stats)
+    Ok((stats, newest))
 }
 
 /// Fjall creates a database in whatever folder it is given, and can't open one whose creation was cut

@@ -17,6 +17,7 @@
 //! Left out on purpose: removing single records (a delete is a tombstone, and forgetting a tombstone
 //! early would bring values back to life), and any notion of time or of who owns a slot.
 
+use crate::core::clock::Stamp;
 use crate::core::digest::Digest;
 use crate::core::record::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Record, Version};
 use crate::core::token::{Slot, Token};
@@ -138,6 +139,10 @@ pub trait Engine: Send + Sync + 'static {
     /// One slot's numbers; all zero if it holds nothing.
     fn stats(&self, slot: Slot) -> SlotStats;
 
+    /// No record that was there when the engine was opened has a newer stamp: from there a node's
+    /// clock goes on, whatever became of its own mark.
+    fn newest_at_open(&self) -> Stamp;
+
     /// Whether [`sync`](Engine::sync) does anything: `false` for an engine that never makes
     /// anything durable, whose callers need not call it.
     fn needs_sync(&self) -> bool;
@@ -180,6 +185,10 @@ impl Engine for Arc<dyn Engine> {
 
     fn stats(&self, slot: Slot) -> SlotStats {
         (**self).stats(slot)
+    }
+
+    fn newest_at_open(&self) -> Stamp {
+        (**self).newest_at_open()
     }
 
     fn needs_sync(&self) -> bool {

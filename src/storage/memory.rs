@@ -16,6 +16,7 @@
 //! Left out on purpose: a size limit with eviction. A store that forgets acknowledged writes when it
 //! is full would be a different product.
 
+use crate::core::clock::Stamp;
 use crate::core::record::{Record, Version};
 use crate::core::token::{Slot, Token};
 use crate::storage::engine::{Engine, Entry, Merged, SlotStats, check, decide};
@@ -94,6 +95,12 @@ impl Table {
     /// A key's record, taken apart.
     pub(super) fn parts(&self, key: &[u8]) -> Result<Option<codec::Parts<'_>>, StorageError> {
         self.cells.get(key).map(Cell::parts).transpose()
+    }
+
+    /// The newest stamp of all.
+    pub(super) fn newest(&self) -> Stamp {
+        let stamps = self.cells.iter().filter_map(|cell| cell.parts().ok());
+        stamps.map(|parts| parts.version.hlc).max().unwrap_or_default()
     }
 
     /// Stores an entry if it wins. The second half is what it replaced.
@@ -230,6 +237,10 @@ impl Engine for MemoryEngine {
 
     fn stats(&self, slot: Slot) -> SlotStats {
         self.table(slot).map_or_else(SlotStats::default, |table| read(&table).stats())
+    }
+
+    fn newest_at_open(&self) -> Stamp {
+        0
     }
 
     fn needs_sync(&self) -> bool {

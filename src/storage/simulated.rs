@@ -18,6 +18,7 @@
 //! ends, which to all others is a crash with some `keep`. And a drop that a crash cuts in half: the
 //! caller repeats it at the next start, as the [trait](Engine::drop_slot) asks.
 
+use crate::core::clock::Stamp;
 use crate::core::record::{Record, Version};
 use crate::core::token::{Slot, Token};
 use crate::storage::engine::{Engine, Entry, Merged, SlotStats, check};
@@ -174,6 +175,10 @@ impl Engine for SimulatedEngine {
 
     fn stats(&self, slot: Slot) -> SlotStats {
         self.state().slots.get(&slot).map_or_else(SlotStats::default, Table::stats)
+    }
+
+    fn newest_at_open(&self) -> Stamp {
+        self.state().slots.values().map(Table::newest).max().unwrap_or_default()
     }
 
     fn needs_sync(&self) -> bool {

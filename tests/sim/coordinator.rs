@@ -20,7 +20,6 @@ use thrifty::core::replica_request::{Answer, Ask};
 use thrifty::core::token::Epoch;
 use thrifty::core::write::{Action, Outcome, Terms, Write};
 use thrifty::replica::Request;
-use thrifty::storage::engine::Engine;
 
 /// How often a request that reached no owner is routed again: nothing was done, so that it may be.
 const TRIES: u32 = 3;
@@ -146,7 +145,7 @@ impl Process {
         let machine = if command.wish == Wish::Get {
             Machine::Read(Read::start(self.id, layout, segment, terms, now, &liveness, &mut actions))
         } else {
-            let version = self.new_version(&key, env);
+            let version = self.new_version(env);
             let record = match command.wish {
                 Wish::Delete => Record::tombstone(version),
                 _ => Record::value(version, command.number.to_string()),
@@ -160,16 +159,9 @@ impl Process {
         self.conclude(command.number, env);
     }
 
-    /// A version above everything this node has seen, its own copy included.
-    fn new_version(&mut self, key: &[u8], env: &mut Env) -> Version {
-        let layout = self.layout();
-        let slot = layout.slot(self.id, layout.segment(key));
-        let local = slot.and_then(|slot| self.disk.engine.version(slot, key).expect("no engine fails here"));
-        let hlc = {
-            let mut clock = self.replica.clock();
-            clock.observe(local.unwrap_or_default().hlc);
-            clock.tick(env.wall_ms(self.skew_ms))
-        };
+    /// A version above everything this node has seen.
+    fn new_version(&mut self, env: &mut Env) -> Version {
+        let hlc = self.replica.clock().tick(env.wall_ms(self.skew_ms));
         self.keep_mark();
         Version { hlc, node: self.id.low() }
     }

@@ -54,6 +54,10 @@ impl Engine for SharedEngine {
         self.0.stats(slot)
     }
 
+    fn newest_at_open(&self) -> Stamp {
+        self.0.newest_at_open()
+    }
+
     fn needs_sync(&self) -> bool {
         self.0.needs_sync()
     }

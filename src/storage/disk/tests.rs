@@ -25,6 +25,7 @@ fn what_was_written_is_there_after_reopening_with_the_same_stats() {
     drop(engine);
     let engine = DiskEngine::open(folder.path()).unwrap();
     assert_eq!(engine.slots(), before);
+    assert_eq!(engine.newest_at_open(), 3);
     assert_eq!(engine.stats(slot(1)), counted(&engine, slot(1)));
     assert_eq!(engine.get(slot(1), b"a").unwrap(), Some(entry(1, "a", 3, None).record));
     assert_eq!(engine.get(slot(2), b"a").unwrap(), Some(entry(2, "a", 2, Some("two")).record));
