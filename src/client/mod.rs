@@ -322,6 +322,11 @@ impl Client {
         location(self.ring.node(address).channel())
     }
 
+    /// A store client for the service at one address, for what is asked of a node and not of the ring.
+    pub fn store_at(&self, address: &Address) -> StoreClient<Channel> {
+        store(self.ring.node(address).channel())
+    }
+
     /// All addresses worth trying: those the client was given first, then the members'.
     pub fn addresses(&self) -> Vec<Address> {
         self.ring.addresses()

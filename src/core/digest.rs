@@ -24,6 +24,70 @@ impl Digest {
     }
 }
 
+/// Parts into which the digest of a slot is broken down, to find what differs without listing all of
+/// the slot.
+pub const PARTS: usize = 64;
+
+/// The part that a key counts in: by bits of its token that choose no segment.
+pub fn part_of(key: Token) -> usize {
+    (key.0 % PARTS as u128) as usize
+}
+
+/// A set of (key, version), digested part by part.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Parts(pub [Digest; PARTS]);
+
+impl Default for Parts {
+    fn default() -> Self {
+        Parts([Digest::default(); PARTS])
+    }
+}
+
+impl Parts {
+    /// Puts a key at a version into the set.
+    pub fn add(&mut self, key: Token, version: Version) {
+        self.0[part_of(key)].add(key, version);
+    }
+
+    /// Takes it out again.
+    pub fn remove(&mut self, key: Token, version: Version) {
+        self.0[part_of(key)].remove(key, version);
+    }
+
+    /// The digest of the whole set.
+    pub fn total(&self) -> Digest {
+        Digest(self.0.iter().fold(0, |sum, part| sum.wrapping_add(part.0)))
+    }
+
+    /// The parts in which two sets differ.
+    pub fn differing(&self, other: &Parts) -> PartSet {
+        let differ = (0..PARTS).filter(|&part| self.0[part] != other.0[part]);
+        PartSet(differ.fold(0, |set, part| set | 1 << part))
+    }
+}
+
+/// Some of the [`PARTS`], a bit each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PartSet(pub u64);
+
+impl PartSet {
+    /// Which, in order.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..PARTS).filter(move |part| self.0 >> part & 1 == 1)
+    }
+
+    /// Whether a key counts in one of them.
+    pub fn holds(self, key: Token) -> bool {
+        self.0 >> part_of(key) & 1 == 1
+    }
+}
+
+/// What stands for a key at a version in a list of many. Two that differ have the same one with odds of
+/// 2^-64, and then one of them is overlooked until it is written again.
+pub fn fingerprint(key: Token, version: Version) -> u64 {
+    hash(key, version) as u64
+}
+
 /// The key's half is an MD5 already; the version is stirred into both of its words.
 fn hash(key: Token, version: Version) -> u128 {
     let low = mix(key.0 as u64 ^ mix(version.hlc));
@@ -60,6 +124,24 @@ mod tests {
         two.remove(a, at(5));
         two.add(a, at(1));
         assert_eq!(one, two);
+    }
+
+    #[test]
+    fn parts_add_up_and_show_where_sets_differ() {
+        let (mut one, mut two) = (Parts::default(), Parts::default());
+        for n in 0..1000u32 {
+            one.add(Token::of(&n.to_be_bytes()), at(1));
+            two.add(Token::of(&n.to_be_bytes()), at(1));
+        }
+        assert_eq!(one.differing(&two), PartSet(0));
+        let changed = Token::of(&7u32.to_be_bytes());
+        two.remove(changed, at(1));
+        two.add(changed, at(2));
+        let differing = one.differing(&two);
+        assert_eq!(differing.0.count_ones(), 1);
+        assert!(differing.holds(changed));
+        assert_ne!(one.total(), two.total());
+        assert_ne!(fingerprint(changed, at(1)), fingerprint(changed, at(2)));
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //! queues, threads and group commit (`store::commit`), and any notion of other nodes.
 
 use crate::core::clock::{Clock, Stamp};
-use crate::core::digest::Digest;
+use crate::core::digest::{Digest, Parts};
 use crate::core::layout::{Layout, Phase};
 use crate::core::mutants::{Mutant, planted};
 use crate::core::node::NodeId;
@@ -318,7 +318,14 @@ impl<E: Engine> Replica<E> {
     pub fn digest(&self, epoch: Epoch, segment: Segment) -> Result<Digest, Refusal> {
         let layout = self.guard();
         let slot = self.slot_at(&layout, epoch, segment)?;
-        Ok(self.engine.stats(slot).digest)
+        Ok(self.engine.stats(slot).parts.total())
+    }
+
+    /// The same, part by part.
+    pub fn parts(&self, epoch: Epoch, segment: Segment) -> Result<Parts, Refusal> {
+        let layout = self.guard();
+        let slot = self.slot_at(&layout, epoch, segment)?;
+        Ok(self.engine.stats(slot).parts)
     }
 
     /// Takes pulled records in. They are durable after the next [`Replica::sync`].

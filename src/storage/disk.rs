@@ -372,13 +372,13 @@ impl Engine for DiskEngine {
     }
 
     fn slots(&self) -> Vec<(Slot, SlotStats)> {
-        let mut slots: Vec<_> = self.all_stats().iter().map(|(slot, stats)| (*slot, *stats)).collect();
+        let mut slots: Vec<_> = self.all_stats().iter().map(|(slot, stats)| (*slot, stats.clone())).collect();
         slots.sort_unstable_by_key(|(slot, _)| *slot);
         slots
     }
 
     fn stats(&self, slot: Slot) -> SlotStats {
-        self.all_stats().get(&slot).copied().unwrap_or_default()
+        self.all_stats().get(&slot).cloned().unwrap_or_default()
     }
 
     fn newest_at_open(&self) -> Stamp {

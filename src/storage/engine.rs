@@ -18,7 +18,7 @@
 //! early would bring values back to life), and any notion of time or of who owns a slot.
 
 use crate::core::clock::Stamp;
-use crate::core::digest::Digest;
+use crate::core::digest::Parts;
 use crate::core::record::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Record, Version};
 use crate::core::token::{Slot, Token};
 use crate::storage::{StorageError, codec};
@@ -69,7 +69,7 @@ pub enum Merged {
 }
 
 /// A slot in numbers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct SlotStats {
     /// Keys that have a value: tombstones don't count, expired values do.
     pub keys: u64,
@@ -77,8 +77,8 @@ pub struct SlotStats {
     pub records: u64,
     /// Bytes of keys and values.
     pub bytes: u64,
-    /// Of all keys with their versions.
-    pub digest: Digest,
+    /// Digests of all keys with their versions.
+    pub parts: Parts,
 }
 
 impl SlotStats {
@@ -87,7 +87,7 @@ impl SlotStats {
         self.keys += u64::from(record.value_bytes.is_some());
         self.records += 1;
         self.bytes += size(key, record);
-        self.digest.add(token, record.version);
+        self.parts.add(token, record.version);
     }
 
     /// Counts it out again.
@@ -95,7 +95,7 @@ impl SlotStats {
         self.keys -= u64::from(record.value_bytes.is_some());
         self.records -= 1;
         self.bytes -= size(key, record);
-        self.digest.remove(token, record.version);
+        self.parts.remove(token, record.version);
     }
 }
 

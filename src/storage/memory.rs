@@ -153,7 +153,7 @@ impl Table {
 
     /// Its numbers.
     pub(super) fn stats(&self) -> SlotStats {
-        self.stats
+        self.stats.clone()
     }
 }
 

@@ -33,7 +33,7 @@ enum Undo {
     /// Restore what each stored entry replaced, last entry first.
     Merge(Vec<Replaced>),
     /// Put the whole table back.
-    Drop(Slot, Table),
+    Drop(Slot, Box<Table>),
 }
 
 /// A key that was written, and what it had held.
@@ -66,7 +66,7 @@ impl State {
                 }
             }
             Undo::Drop(slot, table) => {
-                self.slots.insert(slot, table);
+                self.slots.insert(slot, *table);
             }
         }
         Ok(())
@@ -164,7 +164,7 @@ impl Engine for SimulatedEngine {
     fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {
         let mut state = self.state();
         if let Some(table) = state.slots.remove(&slot) {
-            state.unsynced.push(Undo::Drop(slot, table));
+            state.unsynced.push(Undo::Drop(slot, Box::new(table)));
         }
         Ok(())
     }

@@ -12,10 +12,11 @@
 //! refused by the replica.
 
 use super::Store;
-use crate::core::digest::Digest;
+use crate::core::digest::{Digest, PartSet, fingerprint};
 use crate::core::layout::{Layout, Pull, Standing};
 use crate::core::node::{Address, Liveness, NodeId};
-use crate::core::token::{Epoch, Segment};
+use crate::core::record::Record;
+use crate::core::token::{Epoch, Segment, Token};
 use crate::location::Progress;
 use crate::news;
 use crate::replica::{Page, Refusal, Replica};
@@ -26,7 +27,8 @@ use crate::wire::store::{
 };
 use crate::wire::{MAX_MESSAGE_BYTES, channel, status};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use prost::Message;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -58,7 +60,7 @@ const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) const MAX_PULLERS: usize = 64;
 
 /// How long comparing digests may take.
-const COMPARE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const COMPARE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Gathers or offers what this node has to in the Dual of `layout`. `false`: it couldn't.
 pub(super) async fn gather(store: &Store, layout: &Layout, progress: &Progress) -> bool {
@@ -89,15 +91,17 @@ pub(super) async fn gather(store: &Store, layout: &Layout, progress: &Progress) 
             let client = clients.of(store, source);
             async move {
                 let mut done = BTreeSet::new();
-                let pulled =
-                    async { pull(store, layout, source, client?, &segments, progress, &mut done).await };
+                let pulled = async {
+                    let asked = digests(store, layout.epoch, &segments)?;
+                    pull(store, layout, source, client?, asked, progress, &mut done).await
+                };
                 let result = pulled.await;
                 (source, segments, done, result)
             }
         });
         for (source, segments, done, result) in futures_util::future::join_all(calls).await {
             match result {
-                Ok(keys) => gathering.keys += keys,
+                Ok(pulled) => gathering.keys += pulled.keys,
                 Err(status) => {
                     tracing::debug!(source = %source, %status, "a source could not be gathered from")
                 }
@@ -189,10 +193,10 @@ type Client = StorePeerClient<Channel>;
 /// Connections of their own for what is large, one a node for as long as this node gathers: votes and
 /// gossip never wait behind pages.
 #[derive(Default)]
-struct Clients(BTreeMap<NodeId, (Address, Client)>);
+pub(super) struct Clients(BTreeMap<NodeId, (Address, Client)>);
 
 impl Clients {
-    fn of(&mut self, store: &Store, node: NodeId) -> Result<Client, Status> {
+    pub(super) fn of(&mut self, store: &Store, node: NodeId) -> Result<Client, Status> {
         let address = store.location().address_of(node).ok_or_else(|| Status::unavailable("no address"))?;
         let connect = |address: Address| {
             let client = StorePeerClient::new(channel::lazy(&address))
@@ -208,50 +212,66 @@ impl Clients {
     }
 }
 
-fn digests(store: &Store, epoch: Epoch, segments: &[Segment]) -> Result<Vec<SegmentDigest>, Status> {
+pub(super) fn digests(
+    store: &Store,
+    epoch: Epoch,
+    segments: &[Segment],
+) -> Result<Vec<SegmentDigest>, Status> {
     let replica = store.replica()?;
     let digest = |segment: &Segment| {
         let digest = replica.digest(epoch, *segment).map_err(|refusal| refused(&refusal))?;
-        Ok(SegmentDigest { segment: segment.0.into(), digest: id_bytes(digest.0) })
+        Ok(SegmentDigest {
+            segment: segment.0.into(),
+            digest: id_bytes(digest.0),
+            ..SegmentDigest::default()
+        })
     };
     segments.iter().map(digest).collect()
 }
 
-/// Gathers segments from one source; notes in `done` each that is complete. Answers how many keys
-/// came.
-async fn pull(
+/// What came from a source.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Pulled {
+    pub(super) keys: u64,
+    /// Of the messages.
+    pub(super) bytes: u64,
+}
+
+/// Gathers segments from one source; notes in `done` each that is complete.
+pub(super) async fn pull(
     store: &Store,
     layout: &Layout,
     source: NodeId,
     mut client: Client,
-    segments: &[Segment],
+    segments: Vec<SegmentDigest>,
     progress: &Progress,
     done: &mut BTreeSet<Segment>,
-) -> Result<u64, Status> {
+) -> Result<Pulled, Status> {
     let request = PullSegmentRequest {
         epoch: layout.epoch,
         ring_id: id_bytes(layout.ring.0),
         from: id_bytes(store.location().me().0),
-        segments: digests(store, layout.epoch, segments)?,
+        segments,
         to: id_bytes(source.0),
     };
     let late = |_| Status::deadline_exceeded("no page came in time");
     let pages = tokio::time::timeout(PAGE_TIMEOUT, client.pull_segment(request)).await.map_err(late)??;
     let mut pages = pages.into_inner();
-    let mut keys = 0;
+    let mut pulled = Pulled::default();
     while let Some(page) = tokio::time::timeout(PAGE_TIMEOUT, pages.message()).await.map_err(late)?? {
         let segment = convert::segment(page.segment)?;
         let values = page.records.iter().filter(|r| r.record.as_ref().is_some_and(|r| r.value.is_some()));
-        let (last, some) = (page.done, values.count() as u64);
+        let (last, keys, bytes) = (page.done, values.count() as u64, page.encoded_len() as u64);
         absorb(store, layout, segment, page).await?;
         // Only now, so that refusing is not taken for progress.
         progress.step();
-        keys += some;
+        pulled.keys += keys;
+        pulled.bytes += bytes;
         if last {
             done.insert(segment);
         }
     }
-    Ok(keys)
+    Ok(pulled)
 }
 
 async fn absorb(
@@ -298,8 +318,7 @@ pub(super) type Responses = Pin<Box<dyn Stream<Item = Result<PullSegmentResponse
 /// Serves segments to a puller, page by page, at the puller's pace; `RESOURCE_EXHAUSTED` if there
 /// are [`MAX_PULLERS`] already. No thread waits for a slow puller.
 pub(super) fn serve(store: Store, request: PullSegmentRequest) -> Result<Responses, Status> {
-    let asked =
-        request.segments.iter().map(|s| Ok((convert::segment(s.segment)?, convert::digest(&s.digest)?)));
+    let asked = request.segments.into_iter().map(Asked::from_wire);
     let asked = asked.collect::<Result<Vec<_>, convert::Malformed>>()?;
     let served = store.0.pullers.clone().try_acquire_owned();
     let served = served.map_err(|_none_left| {
@@ -308,8 +327,8 @@ pub(super) fn serve(store: Store, request: PullSegmentRequest) -> Result<Respons
     let (sender, receiver) = mpsc::channel(1);
     let epoch = request.epoch;
     tokio::spawn(async move {
-        for (segment, theirs) in asked {
-            match serve_segment(&store, epoch, segment, theirs, &sender).await {
+        for asked in asked {
+            match serve_segment(&store, epoch, asked, &sender).await {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(status) => {
@@ -323,25 +342,48 @@ pub(super) fn serve(store: Store, request: PullSegmentRequest) -> Result<Respons
     Ok(Box::pin(ReceiverStream::new(receiver)))
 }
 
+/// What a puller wants of a segment.
+struct Asked {
+    segment: Segment,
+    digest: Digest,
+    /// Only what is in these parts and not among these fingerprints.
+    lacking: Option<(PartSet, HashSet<u64>)>,
+}
+
+impl Asked {
+    fn from_wire(asked: SegmentDigest) -> Result<Self, convert::Malformed> {
+        let lacking = (asked.parts != 0).then(|| (PartSet(asked.parts), asked.has.into_iter().collect()));
+        let segment = convert::segment(asked.segment)?;
+        Ok(Asked { segment, digest: convert::digest(&asked.digest)?, lacking })
+    }
+
+    fn wants(&self, key: &[u8], record: &Record) -> bool {
+        self.lacking.as_ref().is_none_or(|(parts, has)| {
+            let token = Token::of(key);
+            parts.holds(token) && !has.contains(&fingerprint(token, record.version))
+        })
+    }
+}
+
 type Pages = mpsc::Sender<Result<PullSegmentResponse, Status>>;
 
 /// `false`: the puller is gone, or takes too long.
-async fn serve_segment(
-    store: &Store,
-    epoch: Epoch,
-    segment: Segment,
-    theirs: Digest,
-    pages: &Pages,
-) -> Result<bool, Status> {
-    let same = store.replica()?.digest(epoch, segment).map_err(|refusal| refused(&refusal))? == theirs;
+async fn serve_segment(store: &Store, epoch: Epoch, asked: Asked, pages: &Pages) -> Result<bool, Status> {
+    let segment = asked.segment;
+    let own = store.replica()?.digest(epoch, segment).map_err(|refusal| refused(&refusal))?;
+    let same = own == asked.digest;
     let mut after: Option<Bytes> = None;
     loop {
-        let page = match same {
+        let mut page = match same {
             true => Page { records: Vec::new(), last: true, clock: store.replica()?.clock().last() },
             false => snapshot(store, epoch, segment, after.clone()).await?,
         };
         after = page.records.last().map(|(key, _)| key.clone()).or(after);
         let last = page.last;
+        page.records.retain(|(key, record)| asked.wants(key, record));
+        if page.records.is_empty() && !last {
+            continue;
+        }
         let keyed = |(key, record)| KeyedRecord { key, record: Some(convert::record_to(record)) };
         let response = PullSegmentResponse {
             segment: segment.0.into(),
@@ -359,7 +401,7 @@ async fn serve_segment(
 }
 
 /// The page of a segment that follows a key. Scanning blocks, and may not hold up the runtime.
-async fn snapshot(
+pub(super) async fn snapshot(
     store: &Store,
     epoch: Epoch,
     segment: Segment,
@@ -414,6 +456,7 @@ async fn offer_to(
         from: id_bytes(store.location().me().0),
         segments: digests(store, layout.epoch, segments)?,
         to: id_bytes(heir.0),
+        in_parts: false,
     };
     let mut compare = Request::new(compare);
     compare.set_timeout(COMPARE_TIMEOUT);
@@ -459,7 +502,7 @@ mod tests {
             let records = (0..8).map(|key| (Bytes::from(vec![key]), record.clone())).collect();
             let page = Page { records, last: true, clock: 1 };
             store.replica().unwrap().absorb(layout.epoch, slot, page).unwrap();
-            let digest = SegmentDigest { segment: 0, digest: vec![0; 16].into() };
+            let digest = SegmentDigest { digest: vec![0; 16].into(), ..SegmentDigest::default() };
             let request =
                 PullSegmentRequest { epoch: layout.epoch, segments: vec![digest], ..Default::default() };
             let pull = || serve(store.clone(), request.clone());

@@ -12,6 +12,7 @@
 //! - `coordinator`: drives one request
 //! - [`routing`]: from a client's request to the node that should coordinate it
 //! - [`handoff`]: segments that change their owner
+//! - [`repair`]: owners that catch up on each other
 //! - [`service`]: the gRPC services
 
 pub mod answers;
@@ -19,6 +20,7 @@ pub mod commit;
 mod coordinator;
 pub mod handoff;
 pub mod link;
+pub mod repair;
 pub mod room;
 pub mod routing;
 pub mod service;
@@ -75,6 +77,8 @@ struct Inner {
     ahead: Arc<Semaphore>,
     /// Room for pullers.
     pullers: Arc<Semaphore>,
+    /// Whoever compares this node with other owners.
+    repairing: tokio::sync::Mutex<()>,
     room: Arc<Room>,
     failed: watch::Sender<Option<String>>,
 }
@@ -117,6 +121,7 @@ impl Store {
             in_flight: AtomicUsize::new(0),
             ahead: Arc::new(Semaphore::new(service::MAX_AHEAD)),
             pullers: Arc::new(Semaphore::new(handoff::MAX_PULLERS)),
+            repairing: tokio::sync::Mutex::default(),
             room: Arc::new(Room::new(free_space)),
             failed: watch::channel(None).0,
         }))
@@ -208,6 +213,10 @@ impl Store {
 
     /// Looks after the clock's mark, the free space and the links, for as long as the node runs.
     pub async fn housekeeping(self) {
+        tokio::join!(repair::run(self.clone()), self.look_after());
+    }
+
+    async fn look_after(&self) {
         let mut every = tokio::time::interval(HOUSEKEEPING);
         loop {
             every.tick().await;

@@ -3,9 +3,10 @@
 use super::answers::{Answering, Answers};
 use super::commit::{Asked, Done, value_bytes};
 use super::routing::Ended;
-use super::{Store, answer_to_wire, handoff};
+use super::{Store, answer_to_wire, handoff, repair};
 use crate::core::node::NodeId;
 use crate::core::replica_request::{Answer, Ask};
+use crate::core::token::Segment;
 use crate::replica::Request as ReplicaRequest;
 use crate::wire::convert::{self, Malformed};
 use crate::wire::store::store_peer_server::{StorePeer, StorePeerServer};
@@ -91,6 +92,26 @@ impl StoreApi for Service {
         let timeout = timeout(&request);
         self.store.delete(request.into_inner(), timeout).await.map(Response::new)
     }
+
+    async fn digests(
+        &self,
+        request: Request<pb::DigestsRequest>,
+    ) -> Result<Response<pb::DigestsResponse>, Status> {
+        let asked = request.into_inner().segments;
+        let (layout, me) = (self.store.layout()?, self.store.location().me());
+        let segments: Vec<Segment> = match asked.is_empty() {
+            true => layout.slots(me).into_iter().map(|slot| slot.segment).collect(),
+            false => asked.into_iter().map(convert::segment).collect::<Result<_, _>>()?,
+        };
+        let segments = handoff::digests(&self.store, layout.epoch, &segments)?;
+        Ok(Response::new(pb::DigestsResponse { epoch: layout.epoch, segments }))
+    }
+
+    type RepairStream = repair::Progressing;
+
+    async fn repair(&self, _: Request<pb::RepairRequest>) -> Result<Response<Self::RepairStream>, Status> {
+        Ok(Response::new(repair::on_demand(self.store.clone())))
+    }
 }
 
 #[tonic::async_trait]
@@ -141,20 +162,20 @@ impl StorePeer for Service {
         let request = request.into_inner();
         let from = self.store.greeted(&request.from, &request.to, &request.ring_id)?;
         self.store.reach(from, request.epoch).await?;
-        let mut differing = Vec::new();
+        let mut response = pb::CompareDigestsResponse::default();
         for asked in request.segments {
             let theirs = convert::digest(&asked.digest)?;
             let segment = convert::segment(asked.segment)?;
-            let own = self
-                .store
-                .replica()?
-                .digest(request.epoch, segment)
-                .map_err(|refusal| handoff::refused(&refusal))?;
-            if own != theirs {
-                differing.push(asked.segment);
+            let own = self.store.replica()?.parts(request.epoch, segment);
+            let own = own.map_err(|refusal| handoff::refused(&refusal))?;
+            if own.total() != theirs {
+                response.differing.push(asked.segment);
+                if request.in_parts {
+                    response.parts.push(convert::parts_to(&own));
+                }
             }
         }
-        Ok(Response::new(pb::CompareDigestsResponse { differing }))
+        Ok(Response::new(response))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{location as pb, store as sp};
 use crate::core::ballot::{Ballot, Vote};
-use crate::core::digest::Digest;
+use crate::core::digest::{Digest, PARTS, Parts};
 use crate::core::layout::{
     BadLayout, Cell, Kind, Layout, MAX_NAME_BYTES, MAX_WEIGHT, Member, Phase, Replicas, Standing, Table,
 };
@@ -67,6 +67,20 @@ pub fn ring_id(bytes: &[u8]) -> Result<RingId, Malformed> {
 /// A segment's digest.
 pub fn digest(bytes: &[u8]) -> Result<Digest, Malformed> {
     sixteen(bytes, "a digest").map(Digest)
+}
+
+/// The digests of a segment's parts.
+pub fn parts(bytes: &[u8]) -> Result<Parts, Malformed> {
+    let (digests, rest) = bytes.as_chunks::<16>();
+    match <[[u8; 16]; PARTS]>::try_from(digests) {
+        Ok(digests) if rest.is_empty() => Ok(Parts(digests.map(|d| Digest(u128::from_be_bytes(d))))),
+        _ => Err(Malformed::Range("the number of a segment's parts")),
+    }
+}
+
+/// As they are sent.
+pub fn parts_to(parts: &Parts) -> Bytes {
+    parts.0.iter().flat_map(|part| part.0.to_be_bytes()).collect()
 }
 
 /// A segment's number. Whether the ring has it is for the replica to say.

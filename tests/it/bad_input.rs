@@ -306,7 +306,7 @@ fn samples(layout: &thrifty::core::layout::Layout, rng: &mut StdRng) -> Vec<Byte
         },
     ];
     let hello = Some(sp::LinkHello { from: from.clone(), to, ring_id: ring_id.clone() });
-    let segments = vec![sp::SegmentDigest { segment: 70_000, digest: from.clone() }];
+    let segments = vec![sp::SegmentDigest { segment: 70_000, digest: from.clone(), parts: 5, has: vec![9] }];
     vec![
         bytes(&lp::InstallRequest {
             from: from.clone(),

@@ -15,6 +15,7 @@ mod bad_input;
 mod client;
 mod forced_removal;
 mod full_disk;
+mod healing;
 mod removal;
 mod services;
 mod stories_change;

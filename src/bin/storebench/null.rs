@@ -15,7 +15,8 @@ use thrifty::wire::location::location_peer_server::LocationPeerServer;
 use thrifty::wire::location::location_server::LocationServer;
 use thrifty::wire::store::store_server::{Store, StoreServer};
 use thrifty::wire::store::{
-    Consistency, DeleteRequest, DeleteResponse, GetRequest, GetResponse, PutRequest, PutResponse, Version,
+    Consistency, DeleteRequest, DeleteResponse, DigestsRequest, DigestsResponse, GetRequest, GetResponse,
+    PutRequest, PutResponse, RepairRequest, RepairResponse, Version,
 };
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -72,5 +73,15 @@ impl Store for NullStore {
     async fn delete(&self, _: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
         let consistency = Consistency::All.into();
         Ok(Response::new(DeleteResponse { version: Some(VERSION), consistency, epoch: EPOCH }))
+    }
+
+    async fn digests(&self, _: Request<DigestsRequest>) -> Result<Response<DigestsResponse>, Status> {
+        location::nothing()
+    }
+
+    type RepairStream = tokio_stream::Empty<Result<RepairResponse, Status>>;
+
+    async fn repair(&self, _: Request<RepairRequest>) -> Result<Response<Self::RepairStream>, Status> {
+        location::nothing()
     }
 }

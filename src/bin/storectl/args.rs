@@ -1,9 +1,10 @@
 //! The command line.
 
 use crate::TOOL;
-use crate::common::options::{Care, Connect};
+use crate::common::options::{Care, Connect, seconds};
 use crate::member::NodeName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -16,7 +17,7 @@ Examples:
 NODE is a node's id, its first digits (4 at least), or its HOST:PORT.
 
 Exit codes: 0 ok, 1 no such node, 2 wrong usage, 3 unavailable (nothing done), 4 refused or conflict,
-5 outcome unknown.";
+or what `verify` found to differ, 5 outcome unknown.";
 
 /// Ask a ring how it is, and change who is in it.
 #[derive(Parser)]
@@ -98,6 +99,26 @@ pub(crate) enum Command {
     Prime {
         #[command(flatten)]
         care: Care,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Whether all owners of all keys hold the same
+    #[command(after_help = "\
+Examples:
+  storectl verify                   exit code 0: they do; 4: they don't, and which segments differ
+  storectl verify --wait 60         give a ring that is being written to, or that heals, a minute")]
+    Verify {
+        /// How long what differs may take to become the same: writes under way look like differences
+        #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+        wait: Duration,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have all nodes compare what they hold with each other now, and catch up
+    #[command(after_help = "Examples:\n  storectl repair && storectl verify")]
+    Repair {
         /// Print JSON
         #[arg(long)]
         json: bool,

@@ -1,6 +1,6 @@
 //! `storectl`: everything else a person asks of a ring.
 //!
-//! Its status, its table, who owns a key; deleting a key; and letting members leave, stop or be
+//! Its status, its table, who owns a key; deleting a key; whether owners agree; and letting members leave, stop or be
 //! removed. What only looks works for rings of the location service alone, too.
 
 #[path = "../common/mod.rs"]
@@ -8,6 +8,7 @@
 mod common;
 
 mod args;
+mod healing;
 mod keys;
 mod member;
 mod membership;
@@ -34,6 +35,8 @@ async fn control(Cli { target, command }: Cli) -> Result<(), Failure> {
         Command::Locate { key, json } => table::locate(&target, &key, json).await,
         Command::Del { key, care, json } => keys::delete(&target, key, &care, json).await,
         Command::Prime { care, json } => keys::prime(&target, &care, json).await,
+        Command::Verify { wait, json } => healing::verify(&target, wait, json).await,
+        Command::Repair { json } => healing::repair(&target, json).await,
         Command::Leave { node, json } => membership::leave(&target, node, json).await,
         Command::Shutdown { node, json } => membership::shutdown(&target, node, json).await,
         Command::Remove { node, force, yes, json } => removal::remove(&target, &node, force, yes, json).await,

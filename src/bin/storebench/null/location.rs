@@ -35,7 +35,7 @@ impl NullLocation {
     }
 }
 
-fn nothing<T>() -> Result<Response<T>, Status> {
+pub(super) fn nothing<T>() -> Result<Response<T>, Status> {
     Err(Status::unimplemented("this is a null server: it takes gets and puts and keeps nothing"))
 }
 
