@@ -1,0 +1,222 @@
+//! The change of the ring, exhaustively: one segment, one key, two writes and a read in flight.
+//!
+//! The simulator samples long schedules of everything at once. This explorer goes through *all*
+//! schedules of little: the real layouts, desk, write and read machines and replicas, driven breadth
+//! first through every order in which questions, answers, installs, snapshots and pages can happen.
+//! Versions are arbitrary: the lower one may be written first or last.
+//!
+//! Checked in every state:
+//!
+//! - a read at QUORUM that began now could not miss what was acknowledged or returned, whichever
+//!   quorum of the newest layout it asks, and even if all nodes lost what they have not synced;
+//! - a read returns, and a write is acknowledged, only above all that was there when it began: with
+//!   versions in total order that is linearizability;
+//! - no node drops anything before it installs a Stable layout.
+//!
+//! What keeps it small:
+//!
+//! - a ballot is one step, taken as soon as the desk wants it; installs follow in any order, skipping
+//!   or not. A lost or endlessly late message, a slow node and a dead one are the same: what is never
+//!   delivered. So a node that is removed may be dead from any moment on;
+//! - an answer comes at once or never, unless [`Bounds::late`] is set: one that comes later at the
+//!   same epoch tells nothing else, and at another epoch it counts for nothing;
+//! - what a coordinator asks of its own replica is done at once, unless [`Bounds::own_late`] is set;
+//! - states that differ in nothing that could matter are one: see `world`.
+//!
+//! `THRIFTY_MODEL_DEPTH=2` adds the scenarios that take minutes, 3 lets answers be late in all.
+//! With the feature `mutants`, each planted bug has to be found; the shortest story of it is told.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `scenario` | what is explored, and how far |
+//! | `parts`, `rank` | the real code as automata whose states can be compared |
+//! | `world`, `steps` | the ring, what can happen in it, what must hold |
+//! | `explore` | breadth first, and the story of a failure |
+//!
+//! Left out on purpose: votes, ONE and ALL, silences that make a read ask again, tombstones and their
+//! collection, more than one key. The simulator has all of them but collection.
+
+mod explore;
+mod parts;
+mod rank;
+mod scenario;
+mod steps;
+mod world;
+
+use explore::{Explored, explore};
+use scenario::{Bounds, Request, Scenario, join, remove, replace};
+use std::time::Instant;
+
+const A: u8 = 0;
+const B: u8 = 1;
+const C: u8 = 2;
+const D: u8 = 3;
+
+/// The write of the lower version.
+const fn low(at: u8) -> Request {
+    Request { at, writes: Some(1) }
+}
+
+/// The write of the higher version.
+const fn high(at: u8) -> Request {
+    Request { at, writes: Some(2) }
+}
+
+const fn read(at: u8) -> Request {
+    Request { at, writes: None }
+}
+
+/// Each with whether what a coordinator asks of itself may be late.
+fn scenarios() -> Vec<(Scenario, bool)> {
+    let plain = Scenario {
+        name: "",
+        nodes: 3,
+        members: 3,
+        changes: Vec::new(),
+        requests: Vec::new(),
+        aborts: 0,
+        disks: false,
+    };
+    let grow_one = Scenario {
+        name: "{A} to {A,B}, given up once",
+        nodes: 2,
+        members: 1,
+        changes: vec![join(B)],
+        requests: vec![low(A), high(B), read(A)],
+        aborts: 1,
+        ..plain.clone()
+    };
+    let grow_two = Scenario {
+        name: "{A,B} to {A,B,C}",
+        members: 2,
+        changes: vec![join(C)],
+        requests: vec![low(A), high(B), read(B)],
+        ..plain.clone()
+    };
+    let shrink = Scenario {
+        name: "{A,B,C} to {A,B}, C slow or dead",
+        changes: vec![remove(C)],
+        requests: vec![low(A), high(B), read(B)],
+        ..plain.clone()
+    };
+    let swap = Scenario {
+        name: "{A,B,C} to {A,B,D}, two writes",
+        nodes: 4,
+        changes: vec![replace(C, D)],
+        requests: vec![low(A), high(B)],
+        ..plain
+    };
+    let twice = Scenario {
+        name: "{A} to {A,B} to {A,B,C}",
+        members: 1,
+        changes: vec![join(B), join(C)],
+        requests: vec![low(A), high(B), read(A)],
+        ..grow_two.clone()
+    };
+    let from = |name, requests: &[Request], scenario: &Scenario| Scenario {
+        name,
+        requests: requests.to_vec(),
+        ..scenario.clone()
+    };
+    let again = |name, scenario: &Scenario| Scenario { name, aborts: 1, ..scenario.clone() };
+    let crash = |name, requests: &[Request], scenario: &Scenario| Scenario {
+        disks: true,
+        ..from(name, requests, scenario)
+    };
+    let mut all = vec![
+        (grow_one.clone(), false),
+        (again("{A,B} to {A,B,C}, given up once", &grow_two), false),
+        (from("{A,B} to {A,B,C}, the newcomer reads", &[low(A), high(B), read(C)], &grow_two), false),
+        (shrink.clone(), false),
+        (from("{A,B,C} to {A,B}, C writes", &[low(A), high(C), read(B)], &shrink), false),
+        (swap.clone(), false),
+        (from("{A,B,C} to {A,B,D}, C writes, the newcomer reads", &[high(C), read(D)], &swap), false),
+        (from("{A,B,C} to {A,B,D}, a write and a read", &[low(C), read(A)], &swap), false),
+        (twice.clone(), false),
+        (crash("{A} to {A,B}, a crash", &[low(A), high(A), read(A)], &grow_one), false),
+        (crash("{A,B} to {A,B,C}, a crash", &[high(B), read(A)], &grow_two), false),
+    ];
+    if setting("THRIFTY_MODEL_DEPTH", 1) > 1 {
+        all.extend([
+            (from("{A} to {A,B}, A asks itself late", &[low(A), high(A), read(A)], &grow_one), true),
+            (again("{A,B,C} to {A,B}, C slow or dead, given up once", &shrink), false),
+            (from("{A,B,C} to {A,B,D}, two writes and a read", &[low(A), high(B), read(B)], &swap), false),
+            (again("{A,B,C} to {A,B,D}, given up once", &swap), false),
+            (crash("{A,B} to {A,B,C}, two writes, a crash", &[low(A), high(B)], &grow_two), false),
+        ]);
+    }
+    all
+}
+
+fn setting(name: &str, default: usize) -> usize {
+    std::env::var(name).ok().map_or(default, |text| text.parse().expect("a number"))
+}
+
+fn bounds(own_late: bool) -> Bounds {
+    let late = setting("THRIFTY_MODEL_DEPTH", 1) > 2;
+    let states = setting("THRIFTY_MODEL_STATES", 50_000_000);
+    Bounds { doubles: 1, late, own_late: own_late || late, check_drops: true, states }
+}
+
+#[test]
+fn nothing_is_lost_in_any_schedule() {
+    let only = std::env::var("THRIFTY_MODEL_ONLY").unwrap_or_default();
+    for (scenario, own_late) in scenarios() {
+        if !scenario.name.contains(&only) {
+            continue;
+        }
+        let begun = Instant::now();
+        let Explored { states, steps, depth, ends, whole, failure } = explore(&scenario, bounds(own_late));
+        let seconds = begun.elapsed().as_secs_f64();
+        eprintln!(
+            "{:<55} {states:>8} states, {steps:>9} steps, {ends:>4} ends, depth {depth:>2}, {seconds:.1} s",
+            scenario.name
+        );
+        if let Some(story) = failure {
+            panic!("{}: {story}", scenario.name);
+        }
+        assert!(whole, "{}: more than the states that are allowed", scenario.name);
+    }
+}
+
+/// Plants a bug and explores one scenario after the other until it shows.
+
+/// Plants a bug and explores the scenarios of this name until it shows.
+#[cfg(feature = "mutants")]
+fn finds(mutant: thrifty::core::mutants::Mutant, name: &str) {
+    use thrifty::core::mutants::plant;
+    plant(Some(mutant));
+    let mut fitting = scenarios().into_iter().filter(|(scenario, _)| scenario.name == name);
+    let (scenario, own_late) = fitting.next().expect("a scenario");
+    // Early drops have to be found by what they lose.
+    let explored = explore(&scenario, Bounds { check_drops: false, ..bounds(own_late) });
+    plant(None);
+    let story = explored.failure.unwrap_or_else(|| panic!("{mutant:?} is not found"));
+    eprintln!("{mutant:?}, after {} states of {name}: {story}", explored.states);
+}
+
+#[cfg(feature = "mutants")]
+macro_rules! mutants {
+    ($($test:ident: $mutant:ident in $scenario:literal,)*) => {
+        mod mutants {
+            $(#[test]
+            fn $test() {
+                super::finds(thrifty::core::mutants::Mutant::$mutant, $scenario);
+            })*
+        }
+    };
+}
+
+#[cfg(feature = "mutants")]
+mutants! {
+    unfenced_writes: UnfencedWrites in "{A,B,C} to {A,B,D}, two writes",
+    unfenced_reads: UnfencedReads in "{A,B,C} to {A,B,D}, a write and a read",
+    snapshot_before_install: SnapshotBeforeInstall in "{A,B,C} to {A,B,D}, two writes",
+    dual_writes_old_set_only: DualWritesOldSetOnly in "{A,B,C} to {A,B,D}, two writes",
+    read_new_before_synced: ReadNewBeforeSynced in "{A,B,C} to {A,B,D}, two writes",
+    dropped_before_stable: DroppedBeforeStable in "{A,B,C} to {A,B}, C slow or dead",
+    read_without_write_back: ReadWithoutWriteBack in "{A} to {A,B}, given up once",
+    superseded_counts_as_accepted: SupersededCountsAsAccepted in "{A} to {A,B}, given up once",
+    accepts_added_across_epochs: AcceptsAddedAcrossEpochs in "{A,B} to {A,B,C}, given up once",
+    unsynced_reported: UnsyncedReported in "{A} to {A,B}, a crash",
+}

@@ -1,0 +1,692 @@
+//! A state of the whole ring, the steps that can follow, and what must hold.
+//!
+//! States that differ in nothing that could ever matter are made equal ([`World::settle`]): what is
+//! decided is decided as soon as it can be (nodes install it when they like), messages that can do
+//! nothing any more are thrown away, and so on. Each such rule says why it loses nothing.
+
+use crate::parts::{Ended, Event, Id, LayoutId, Layouts, Machines, Node, Replicas, Reply, SEGMENT, Stimulus};
+use crate::rank::{Put, Rank, Said, node_id, node_of};
+use crate::scenario::{Bounds, Request, Scenario};
+use crate::steps::Step;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+use thrifty::core::layout::{Layout, Phase, Pull};
+use thrifty::core::mutants::{Mutant, planted};
+use thrifty::core::node::Liveness;
+use thrifty::core::quorum::majority;
+use thrifty::core::token::Epoch;
+use thrifty::core::transition::{Change, Desk, Patience, Report};
+
+/// The number of a layout in the order in which they were decided.
+pub(crate) type At = u8;
+
+/// Who put a question that nobody listens to.
+pub(crate) const NOBODY: u8 = u8::MAX;
+
+/// The highest version that is written.
+const HIGHEST: Rank = 2;
+
+/// What is known of a layout, in a form that is quick to ask.
+struct Facts {
+    epoch: Epoch,
+    phase: Phase,
+    read_owners: Vec<Node>,
+    owns: Vec<bool>,
+    pulls: Vec<Option<Pull>>,
+}
+
+/// The automata, and what was found out about layouts.
+pub(crate) struct Parts {
+    pub(crate) scenario: Scenario,
+    pub(crate) bounds: Bounds,
+    pub(crate) layouts: Layouts,
+    pub(crate) replicas: Replicas,
+    pub(crate) machines: Machines,
+    facts: HashMap<LayoutId, Facts>,
+    changes: HashMap<(LayoutId, Vec<(Epoch, Epoch)>), Option<LayoutId>>,
+}
+
+impl Parts {
+    pub(crate) fn new(scenario: Scenario, bounds: Bounds) -> Self {
+        Parts {
+            replicas: Replicas::new(scenario.disks),
+            machines: Machines::default(),
+            layouts: Layouts::default(),
+            facts: HashMap::new(),
+            changes: HashMap::new(),
+            scenario,
+            bounds,
+        }
+    }
+
+    fn learn(&mut self, layout: Layout) -> LayoutId {
+        let nodes = self.scenario.nodes;
+        let id = self.layouts.id(layout);
+        let layout = self.layouts.of(id);
+        self.facts.entry(id).or_insert_with(|| Facts {
+            epoch: layout.epoch,
+            phase: layout.phase,
+            read_owners: layout.read_owners(SEGMENT).iter().map(|id| node_of(*id)).collect(),
+            owns: (0..nodes).map(|node| layout.slot(node_id(node), SEGMENT).is_some()).collect(),
+            pulls: (0..nodes).map(|node| layout.pulls(node_id(node)).pop()).collect(),
+        });
+        id
+    }
+
+    pub(crate) fn phase(&self, id: LayoutId) -> Phase {
+        self.facts[&id].phase
+    }
+
+    pub(crate) fn epoch(&self, id: LayoutId) -> Epoch {
+        self.facts[&id].epoch
+    }
+
+    /// What the claimant decides next, seeing these reports (installed, synced) of all nodes.
+    fn next(&mut self, id: LayoutId, reports: Vec<(Epoch, Epoch)>) -> Option<LayoutId> {
+        let key = (id, reports);
+        if let Some(known) = self.changes.get(&key) {
+            return *known;
+        }
+        let mut desk = Desk::new(Patience::default());
+        for (node, (installed, synced)) in key.1.iter().enumerate() {
+            let report = Report { installed: *installed, synced: *synced, ..Report::default() };
+            desk.hear_report(node_id(node as Node), report, Duration::ZERO);
+        }
+        let layout = self.layouts.of(id).clone();
+        let change = desk.next(&layout, Duration::ZERO, &|_| Liveness::Up);
+        let next = change.and_then(|change| change.apply(&layout, &BTreeSet::new()));
+        let next = next.map(|layout| self.learn(layout));
+        self.changes.insert(key, next);
+        next
+    }
+}
+
+/// A page on its way from a source to a puller.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) enum PageState {
+    Awaited,
+    /// The snapshot was made, with this version of the key.
+    Made(Rank),
+    Taken,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct NodeState {
+    pub(crate) replica: Id,
+    pub(crate) at: At,
+    /// One for each source, while there is something to gather.
+    pub(crate) pages: Vec<(Node, PageState)>,
+    /// The Dual for which it last reported that it has gathered everything.
+    synced: At,
+    /// Answers that wait for a sync.
+    held: Vec<(u8, At, Put, Said)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Op {
+    Waiting,
+    Running { machine: Id, floor: Rank },
+    Over,
+}
+
+/// A message in flight.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) enum Mail {
+    /// `mute`: nobody waits for the answer any more.
+    Question {
+        op: u8,
+        to: Node,
+        at: At,
+        put: Put,
+        mute: bool,
+    },
+    Answer {
+        op: u8,
+        from: Node,
+        at: At,
+        put: Put,
+        said: Said,
+    },
+}
+
+/// See the module's documentation.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct World {
+    pub(crate) decided: Vec<LayoutId>,
+    /// How many transitions were carried through.
+    done: u8,
+    pub(crate) nodes: Vec<NodeState>,
+    pub(crate) ops: Vec<Op>,
+    pub(crate) mail: Vec<Mail>,
+    /// The newest version that was acknowledged or returned.
+    floor: Rank,
+    /// Whether a request may begin now: see [`World::settle`].
+    fresh: bool,
+    doubles: u8,
+    aborts: u8,
+    crashes: u8,
+}
+
+impl World {
+    pub(crate) fn first(parts: &mut Parts) -> Result<World, String> {
+        let first = parts.scenario.first();
+        let id = parts.learn(first);
+        let node = |node| NodeState {
+            replica: parts.replicas.first(node, id, &parts.layouts),
+            at: 0,
+            pages: Vec::new(),
+            synced: 0,
+            held: Vec::new(),
+        };
+        let mut world = World {
+            decided: vec![id],
+            done: 0,
+            nodes: (0..parts.scenario.nodes).map(node).collect(),
+            ops: parts.scenario.requests.iter().map(|_| Op::Waiting).collect(),
+            mail: Vec::new(),
+            floor: 0,
+            fresh: true,
+            doubles: parts.bounds.doubles,
+            aborts: parts.scenario.aborts,
+            crashes: u8::from(parts.scenario.disks),
+        };
+        world.settle(parts)?;
+        Ok(world)
+    }
+
+    pub(crate) fn newest(&self) -> LayoutId {
+        self.decided[self.decided.len() - 1]
+    }
+
+    pub(crate) fn request(&self, parts: &Parts, op: u8) -> Request {
+        parts.scenario.requests[usize::from(op)]
+    }
+
+    pub(crate) fn layout_at(&self, at: At) -> LayoutId {
+        self.decided[usize::from(at)]
+    }
+
+    pub(crate) fn at_of(&self, parts: &Parts, epoch: Epoch) -> At {
+        (epoch - parts.epoch(self.decided[0])) as At
+    }
+
+    pub(crate) fn node(&self, node: Node) -> &NodeState {
+        &self.nodes[usize::from(node)]
+    }
+
+    fn may_begin(&self, parts: &Parts, op: u8) -> bool {
+        let at = self.request(parts, op).at;
+        self.fresh
+            && self.ops[usize::from(op)] == Op::Waiting
+            && parts.facts[&self.layout_at(self.node(at).at)].owns[usize::from(at)]
+    }
+
+    fn begin(&mut self, parts: &mut Parts, op: u8) {
+        let request = self.request(parts, op);
+        let layout = self.layout_at(self.node(request.at).at);
+        let (machine, asked) = parts.machines.begin(request.at, layout, request.writes, &parts.layouts);
+        self.ops[usize::from(op)] = Op::Running { machine, floor: self.floor };
+        self.send(parts, op, &asked);
+    }
+
+    fn send(&mut self, parts: &Parts, op: u8, asked: &[(Node, Epoch, Put)]) {
+        let question = |&(to, epoch, put): &(Node, Epoch, Put)| {
+            let at = self.at_of(parts, epoch);
+            Mail::Question { op, to, at, put, mute: false }
+        };
+        let questions: Vec<_> = asked.iter().map(question).collect();
+        self.mail.extend(questions);
+    }
+
+    /// What a question would be answered here and now.
+    fn reply(&self, parts: &mut Parts, to: Node, at: At, put: Put) -> (Id, Reply) {
+        let stimulus = Stimulus::Handle(parts.epoch(self.layout_at(at)), put);
+        parts.replicas.give(self.node(to).replica, stimulus, &parts.layouts)
+    }
+
+    /// Whether an answer would end the request.
+    fn would_end(&self, parts: &mut Parts, op: u8, from: Node, at: At, said: Said) -> bool {
+        let Op::Running { machine, .. } = self.ops[usize::from(op)] else { return false };
+        let event = Event::Answered(from, parts.epoch(self.layout_at(at)), said);
+        let (next, _) = parts.machines.give(machine, event, &parts.layouts);
+        parts.machines.ended(next).is_some()
+    }
+
+    /// All steps that can be taken.
+    pub(crate) fn steps(&self, parts: &mut Parts) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for op in 0..self.ops.len() as u8 {
+            if self.may_begin(parts, op) {
+                steps.push(Step::Begin(op));
+            }
+        }
+        for (i, mail) in self.mail.iter().enumerate().filter(|(i, m)| !self.mail[..*i].contains(m)) {
+            let i = i as u8;
+            match *mail {
+                Mail::Answer { .. } => steps.push(Step::Answer(i)),
+                Mail::Question { op, to, at, put, mute } => {
+                    let (_, reply) = self.reply(parts, to, at, put);
+                    if reply == Reply::Behind {
+                        continue;
+                    }
+                    steps.push(Step::Ask { i, lost: false, again: false });
+                    if self.doubles > 0 && put.writes() {
+                        steps.push(Step::Ask { i, lost: false, again: true });
+                    }
+                    // Of a write's answers only the one that ends it may be lost: the others change
+                    // nothing but what the last has to bring.
+                    if let Reply::Now(said) = reply
+                        && !mute
+                        && self.answers_at_once(parts)
+                        && put.writes()
+                        && (matches!(said, Said::Superseded(_)) || self.would_end(parts, op, to, at, said))
+                    {
+                        steps.push(Step::Ask { i, lost: true, again: false });
+                    }
+                }
+            }
+        }
+        for node in 0..self.nodes.len() as Node {
+            let state = self.node(node);
+            steps.extend((state.at + 1..self.decided.len() as At).map(|at| Step::Install(node, at)));
+            for (source, page) in &state.pages {
+                let epoch = parts.epoch(self.layout_at(state.at));
+                match page {
+                    PageState::Awaited => {
+                        let replica = self.node(*source).replica;
+                        if parts.replicas.snapshot(replica, epoch, &parts.layouts).is_some() {
+                            steps.push(Step::Snapshot(node, *source));
+                        }
+                    }
+                    PageState::Made(_) => steps.push(Step::Page(node, *source)),
+                    PageState::Taken => {}
+                }
+            }
+            if parts.replicas.of(state.replica).dirty {
+                steps.push(Step::Sync(node));
+            }
+            if self.crashes > 0 {
+                steps.push(Step::Crash(node));
+            }
+        }
+        if parts.phase(self.newest()) == Phase::Dual && self.aborts > 0 {
+            steps.push(Step::Abort);
+            if self.next(parts).is_some() {
+                steps.push(Step::Decide);
+            }
+        }
+        steps
+    }
+
+    /// Whether a request's answers arrive with the question, or get lost.
+    fn answers_at_once(&self, parts: &Parts) -> bool {
+        !parts.bounds.late
+    }
+
+    /// Takes a step. `Err`: something that must hold does not.
+    pub(crate) fn take(&mut self, parts: &mut Parts, step: Step) -> Result<(), String> {
+        let (floor, waiting) = (self.floor, self.can_coordinate(parts));
+        match step {
+            Step::Begin(op) => self.begin(parts, op),
+            Step::Ask { i, lost, again } => self.ask(parts, usize::from(i), lost, again)?,
+            Step::Answer(i) => {
+                let Mail::Answer { op, from, at, put, said } = self.mail.remove(usize::from(i)) else {
+                    unreachable!("a step names what is there")
+                };
+                self.answer(parts, op, from, at, put, said)?;
+            }
+            Step::Install(node, at) => self.install(parts, node, at)?,
+            Step::Snapshot(node, source) => {
+                let epoch = parts.epoch(self.layout_at(self.node(node).at));
+                let made = parts.replicas.snapshot(self.node(source).replica, epoch, &parts.layouts);
+                let pages = &mut self.nodes[usize::from(node)].pages;
+                for page in pages.iter_mut().filter(|(of, _)| *of == source) {
+                    page.1 = PageState::Made(made.unwrap_or_default());
+                }
+            }
+            Step::Page(node, source) => self.absorb(parts, node, source)?,
+            Step::Sync(node) => self.sync(parts, node)?,
+            Step::Crash(node) => self.crash(parts, node),
+            Step::Abort => {
+                let blame = node_id(0);
+                let change = Change::Abort { blame, why: "" };
+                let layout = change.apply(parts.layouts.of(self.newest()), &BTreeSet::new());
+                let id = parts.learn(layout.expect("a Dual can be given up"));
+                self.decided.push(id);
+                self.aborts -= 1;
+            }
+            Step::Decide => {
+                let next = self.next(parts).expect("a step names what can be decided");
+                self.decided.push(next);
+            }
+        }
+        // A request that begins later at the same floor can do nothing that it could not have done,
+        // begun at once, with questions that are late.
+        self.fresh =
+            floor != self.floor || waiting != self.can_coordinate(parts) || matches!(step, Step::Begin(_));
+        self.settle(parts)?;
+        self.check(parts)
+    }
+
+    fn can_coordinate(&self, parts: &Parts) -> Vec<bool> {
+        let owns = |op: u8| {
+            let at = self.request(parts, op).at;
+            parts.facts[&self.layout_at(self.node(at).at)].owns[usize::from(at)]
+        };
+        (0..self.ops.len() as u8).map(owns).collect()
+    }
+
+    fn ask(&mut self, parts: &mut Parts, i: usize, lost: bool, again: bool) -> Result<(), String> {
+        let Mail::Question { op, to, at, put, mute } = self.mail[i] else {
+            unreachable!("a step names what is there")
+        };
+        if again {
+            self.doubles -= 1;
+        } else {
+            self.mail.remove(i);
+        }
+        let (replica, reply) = self.reply(parts, to, at, put);
+        self.nodes[usize::from(to)].replica = replica;
+        if mute || lost {
+            return Ok(());
+        }
+        match reply {
+            Reply::Now(said) if self.answers_at_once(parts) => {
+                self.answer(parts, op, to, at, put, said)?;
+            }
+            Reply::Now(said) => self.mail.push(Mail::Answer { op, from: to, at, put, said }),
+            Reply::Held(said) => self.nodes[usize::from(to)].held.push((op, at, put, said)),
+            Reply::Nothing | Reply::Behind | Reply::Stale => {}
+        }
+        Ok(())
+    }
+
+    fn answer(
+        &mut self,
+        parts: &mut Parts,
+        op: u8,
+        from: Node,
+        at: At,
+        put: Put,
+        said: Said,
+    ) -> Result<(), String> {
+        // A question is answered once: other copies of it are carried out, but nobody listens.
+        for mail in &mut self.mail {
+            if let Mail::Question { op: of, to, at: when, put: what, mute } = mail {
+                *mute |= (*of, *to, *when, *what) == (op, from, at, put);
+            }
+        }
+        let same = |op: u8, from: Node, at: At, put: Put| {
+            move |mail: &Mail| match *mail {
+                Mail::Answer { op: o, from: f, at: a, put: p, .. } => (o, f, a, p) == (op, from, at, put),
+                Mail::Question { .. } => false,
+            }
+        };
+        let doubled = same(op, from, at, put);
+        self.mail.retain(|mail| !doubled(mail));
+        let event = Event::Answered(from, parts.epoch(self.layout_at(at)), said);
+        self.feed(parts, op, event)
+    }
+
+    /// A request under way hears something.
+    fn feed(&mut self, parts: &mut Parts, op: u8, event: Event) -> Result<(), String> {
+        let Op::Running { machine, floor } = self.ops[usize::from(op)] else { return Ok(()) };
+        let (machine, asked) = parts.machines.give(machine, event, &parts.layouts);
+        self.ops[usize::from(op)] = Op::Running { machine, floor };
+        self.send(parts, op, &asked);
+        let Some(ended) = parts.machines.ended(machine) else { return Ok(()) };
+        self.ops[usize::from(op)] = Op::Over;
+        let request = self.request(parts, op);
+        match ended {
+            Ended::Failed => {}
+            Ended::Acknowledged => {
+                let rank = request.writes.unwrap_or_default();
+                if rank <= floor {
+                    return Err(format!("v{rank} is acknowledged, though v{floor} was there when it began"));
+                }
+                self.floor = self.floor.max(rank);
+            }
+            Ended::Returned(rank) => {
+                if rank < floor {
+                    return Err(format!("the read returns v{rank}, though v{floor} was there when it began"));
+                }
+                self.floor = self.floor.max(rank);
+            }
+        }
+        Ok(())
+    }
+
+    fn install(&mut self, parts: &mut Parts, node: Node, at: At) -> Result<(), String> {
+        let id = self.layout_at(at);
+        let before = self.node(node).replica;
+        let (replica, _) = parts.replicas.give(before, Stimulus::Install(id), &parts.layouts);
+        let lost = parts.replicas.of(before).holds.len() > parts.replicas.of(replica).holds.len();
+        if lost && parts.phase(id) != Phase::Stable && parts.bounds.check_drops {
+            return Err("data is dropped before a Stable layout is installed".into());
+        }
+        let pages = parts.facts[&id].pulls[usize::from(node)].iter().flat_map(|pull| &pull.sources);
+        let pages = pages.map(|source| (node_of(*source), PageState::Awaited)).collect();
+        let state = &mut self.nodes[usize::from(node)];
+        (state.replica, state.at, state.pages) = (replica, at, pages);
+        for op in 0..self.ops.len() as u8 {
+            if self.request(parts, op).at == node {
+                self.feed(parts, op, Event::Installed(id))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn absorb(&mut self, parts: &mut Parts, node: Node, source: Node) -> Result<(), String> {
+        let id = self.layout_at(self.node(node).at);
+        let epoch = parts.epoch(id);
+        let state = &mut self.nodes[usize::from(node)];
+        for (_, page) in state.pages.iter_mut().filter(|(of, _)| *of == source) {
+            if let PageState::Made(rank) = *page {
+                let stimulus = Stimulus::Absorb(epoch, rank);
+                (state.replica, _) = parts.replicas.give(state.replica, stimulus, &parts.layouts);
+                *page = PageState::Taken;
+            }
+        }
+        let need = parts.facts[&id].pulls[usize::from(node)].as_ref().map_or(usize::MAX, |pull| pull.need);
+        if state.pages.iter().filter(|(_, page)| *page == PageState::Taken).count() >= need {
+            state.pages.clear();
+            state.synced = state.at;
+            self.sync(parts, node)?;
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self, parts: &mut Parts, node: Node) -> Result<(), String> {
+        let state = &mut self.nodes[usize::from(node)];
+        (state.replica, _) = parts.replicas.give(state.replica, Stimulus::Sync, &parts.layouts);
+        for (op, at, put, said) in std::mem::take(&mut state.held) {
+            if self.answers_at_once(parts) {
+                self.answer(parts, op, node, at, put, said)?;
+            } else {
+                self.mail.push(Mail::Answer { op, from: node, at, put, said });
+            }
+        }
+        Ok(())
+    }
+
+    /// A node crashes and is there again at once; what it coordinated ends with unknown outcome.
+    fn crash(&mut self, parts: &mut Parts, node: Node) {
+        self.crashes -= 1;
+        let id = self.layout_at(self.node(node).at);
+        let pages = parts.facts[&id].pulls[usize::from(node)].iter().flat_map(|pull| &pull.sources);
+        let pages = pages.map(|source| (node_of(*source), PageState::Awaited)).collect();
+        let state = &mut self.nodes[usize::from(node)];
+        (state.replica, _) = parts.replicas.give(state.replica, Stimulus::Crash, &parts.layouts);
+        state.held.clear();
+        state.pages = if state.synced == state.at { Vec::new() } else { pages };
+        for op in 0..self.ops.len() {
+            if parts.scenario.requests[op].at == node && self.ops[op] != Op::Waiting {
+                self.ops[op] = Op::Over;
+            }
+        }
+    }
+
+    /// What the claimant would decide if it saw all nodes as they are. Reports that are late only
+    /// make it decide later.
+    fn next(&self, parts: &mut Parts) -> Option<LayoutId> {
+        let newest = self.newest();
+        if parts.phase(newest) == Phase::Stable {
+            let change = parts.scenario.changes.get(usize::from(self.done))?;
+            let layout = parts.scenario.change(*change, parts.layouts.of(newest));
+            return Some(parts.learn(layout));
+        }
+        let epoch = |at: At| parts.epoch(self.layout_at(at));
+        let report =
+            |node: &NodeState| (epoch(node.at), if node.synced == 0 { 0 } else { epoch(node.synced) });
+        let reports = self.nodes.iter().map(report).collect();
+        parts.next(newest, reports)
+    }
+
+    /// See the module's documentation.
+    fn settle(&mut self, parts: &mut Parts) -> Result<(), String> {
+        loop {
+            self.take_idle_pages(parts)?;
+            // A decision takes nothing away from anybody, unless the Dual may also be given up.
+            while parts.phase(self.newest()) != Phase::Dual || self.aborts == 0 {
+                let Some(next) = self.next(parts) else { break };
+                self.done += u8::from(parts.phase(self.newest()) == Phase::ReadNew);
+                self.decided.push(next);
+            }
+            // The write of the highest version begins at once: when it does matters to no check.
+            for op in 0..self.ops.len() as u8 {
+                if self.request(parts, op).writes == Some(HIGHEST) && self.may_begin(parts, op) {
+                    self.begin(parts, op);
+                }
+            }
+            self.ask_oneself(parts)?;
+            self.throw_away(parts);
+            let idler = (0..self.nodes.len() as Node).find(|node| self.is_idle(parts, *node));
+            let Some(idler) = idler else { break };
+            self.install(parts, idler, self.node(idler).at + 1)?;
+        }
+        self.fresh &= self.ops.contains(&Op::Waiting);
+        Ok(())
+    }
+
+    /// A page that brings nothing new can be taken at once: it only makes more possible.
+    fn take_idle_pages(&mut self, parts: &mut Parts) -> Result<(), String> {
+        for node in 0..self.nodes.len() as Node {
+            if self.node(node).pages.is_empty() {
+                continue;
+            }
+            let layout = parts.layouts.of(self.layout_at(self.node(node).at));
+            let slot = layout.slot(node_id(node), SEGMENT).expect("a puller owns what it pulls");
+            let has = parts.replicas.of(self.node(node).replica).durable_in(slot);
+            let idle = |page: &(Node, PageState)| matches!(page.1, PageState::Made(rank) if rank <= has);
+            while let Some((source, _)) = self.node(node).pages.iter().copied().find(idle) {
+                self.absorb(parts, node, source)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a coordinator asks of its own replica is a direct call, in the shells as here.
+    fn ask_oneself(&mut self, parts: &mut Parts) -> Result<(), String> {
+        while !parts.bounds.own_late {
+            let own = |mail: &Mail| match *mail {
+                Mail::Question { op, to, at, mute: false, .. } => {
+                    self.listens(parts, op, at) && self.request(parts, op).at == to && self.node(to).at == at
+                }
+                _ => false,
+            };
+            let Some(i) = self.mail.iter().position(own) else { break };
+            self.ask(parts, i, false, false)?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing can happen any more at a node's epoch that concerns it: then it can as well
+    /// install the next layout at once.
+    fn is_idle(&self, parts: &Parts, node: Node) -> bool {
+        let state = self.node(node);
+        let here = state.at;
+        let asked = |mail: &Mail| matches!(mail, Mail::Question { to, at, .. } if (*to, *at) == (node, here));
+        let may_ask =
+            |op: usize| self.ops[op] != Op::Over && self.node(parts.scenario.requests[op].at).at <= here;
+        let pulls = &parts.facts[&self.layout_at(here)].pulls;
+        let may_pull = |(pull, other): (&Option<Pull>, &NodeState)| {
+            pull.is_some() && other.at <= here && other.synced != here
+        };
+        usize::from(here) + 1 < self.decided.len()
+            && state.pages.is_empty()
+            && !self.mail.iter().any(asked)
+            && !(0..self.ops.len()).any(may_ask)
+            && !pulls.iter().zip(&self.nodes).any(may_pull)
+    }
+
+    /// Throws away messages that can do nothing any more, and makes mute what nobody listens to.
+    fn throw_away(&mut self, parts: &mut Parts) {
+        let mut mail = std::mem::take(&mut self.mail);
+        mail.retain_mut(|mail| match mail {
+            Mail::Answer { op, at, .. } => self.listens(parts, *op, *at),
+            Mail::Question { op, to, at, put, mute } => {
+                *mute |= !self.listens(parts, *op, *at);
+                if *mute && !put.writes() {
+                    return false;
+                }
+                if *mute {
+                    *op = NOBODY;
+                }
+                // A write that changes nothing now changes nothing later at this epoch; only a crash
+                // could make room for it again.
+                let (then, reply) = self.reply(parts, *to, *at, *put);
+                let idle = *mute && then == self.node(*to).replica && reply != Reply::Behind;
+                reply != Reply::Stale && !(idle && self.crashes == 0)
+            }
+        });
+        mail.sort_unstable();
+        // A question that nobody listens to does nothing that a copy of it with a listener can't.
+        let copies = mail.clone();
+        let mut before = None;
+        mail.retain(|mail| match *mail {
+            Mail::Question { to, at, put, mute: true, .. } => {
+                let twin = |other: &Mail| matches!(*other, Mail::Question { to: t, at: a, put: p, mute: false, .. } if (t, a, p) == (to, at, put));
+                !copies.iter().any(twin) && before.replace(*mail) != Some(*mail)
+            }
+            _ => true,
+        });
+        self.mail = mail;
+        for i in 0..self.nodes.len() {
+            let mut held = std::mem::take(&mut self.nodes[i].held);
+            held.retain(|(op, at, ..)| self.listens(parts, *op, *at));
+            held.sort_unstable();
+            self.nodes[i].held = held;
+        }
+    }
+
+    /// Whether a request still goes by answers of that epoch.
+    fn listens(&self, parts: &Parts, op: u8, at: At) -> bool {
+        if op == NOBODY {
+            return false;
+        }
+        let here = self.node(self.request(parts, op).at).at;
+        matches!(self.ops[usize::from(op)], Op::Running { .. })
+            && (at == here || planted(Mutant::AcceptsAddedAcrossEpochs))
+    }
+
+    /// Every quorum that a read begun now could ask has, durably, what was acknowledged or returned.
+    fn check(&self, parts: &Parts) -> Result<(), String> {
+        let layout = parts.layouts.of(self.newest());
+        let owners = &parts.facts[&self.newest()].read_owners;
+        let has = |node: Node| {
+            let slot = layout.slot(node_id(node), SEGMENT);
+            slot.map_or(0, |slot| parts.replicas.of(self.node(node).replica).durable_in(slot))
+        };
+        let without: Vec<Node> = owners.iter().copied().filter(|node| has(*node) < self.floor).collect();
+        if without.len() < majority(owners.len()) {
+            return Ok(());
+        }
+        let names: Vec<_> = without.iter().map(|node| crate::steps::name(*node)).collect();
+        Err(format!(
+            "v{} is acknowledged or was returned, and a read at epoch {} that asks {} would miss it",
+            self.floor,
+            layout.epoch,
+            names.join(" and ")
+        ))
+    }
+}
