@@ -25,6 +25,11 @@ mutants seeds="3000":
     THRIFTY_SIM_MUTANT_SEEDS={{seeds}} \
         cargo test --release --no-default-features --features mutants --test sim -- --nocapture mutant
 
+# Every schedule of a small transition: `just model 2` goes further and takes minutes.
+model depth="1":
+    THRIFTY_MODEL_DEPTH={{depth}} \
+        cargo test --release --no-default-features --features mutants --test model -- --nocapture --test-threads=1
+
 # What the pure layers cost.
 bench:
     cargo bench --bench core

@@ -1,8 +1,9 @@
 //! Breadth first through all states that can be reached, each once: so the first thing that is found
 //! wrong has the shortest story.
 
+use crate::ring::Parts;
 use crate::scenario::{Bounds, Scenario};
-use crate::world::{Parts, World};
+use crate::world::World;
 use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 

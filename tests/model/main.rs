@@ -21,16 +21,18 @@
 //! - an answer comes at once or never, unless [`Bounds::late`] is set: one that comes later at the
 //!   same epoch tells nothing else, and at another epoch it counts for nothing;
 //! - what a coordinator asks of its own replica is done at once, unless [`Bounds::own_late`] is set;
-//! - states that differ in nothing that could matter are one: see `world`.
+//! - states that differ in nothing that could matter are one: see `settle`.
 //!
 //! `THRIFTY_MODEL_DEPTH=2` adds the scenarios that take minutes, 3 lets answers be late in all.
-//! With the feature `mutants`, each planted bug has to be found; the shortest story of it is told.
+//! Each planted bug has to be found; the shortest story of it is told.
+//! It needs the feature `mutants` for that, and should run in release.
 //!
 //! | file | what |
 //! | --- | --- |
 //! | `scenario` | what is explored, and how far |
 //! | `parts`, `rank` | the real code as automata whose states can be compared |
-//! | `world`, `steps` | the ring, what can happen in it, what must hold |
+//! | `ring`, `world`, `steps` | the ring, what can happen in it, what must hold |
+//! | `settle` | which states are one |
 //! | `explore` | breadth first, and the story of a failure |
 //!
 //! Left out on purpose: votes, ONE and ALL, silences that make a read ask again, tombstones and their
@@ -39,7 +41,9 @@
 mod explore;
 mod parts;
 mod rank;
+mod ring;
 mod scenario;
+mod settle;
 mod steps;
 mod world;
 
@@ -179,10 +183,7 @@ fn nothing_is_lost_in_any_schedule() {
     }
 }
 
-/// Plants a bug and explores one scenario after the other until it shows.
-
 /// Plants a bug and explores the scenarios of this name until it shows.
-#[cfg(feature = "mutants")]
 fn finds(mutant: thrifty::core::mutants::Mutant, name: &str) {
     use thrifty::core::mutants::plant;
     plant(Some(mutant));
@@ -195,7 +196,6 @@ fn finds(mutant: thrifty::core::mutants::Mutant, name: &str) {
     eprintln!("{mutant:?}, after {} states of {name}: {story}", explored.states);
 }
 
-#[cfg(feature = "mutants")]
 macro_rules! mutants {
     ($($test:ident: $mutant:ident in $scenario:literal,)*) => {
         mod mutants {
@@ -207,7 +207,6 @@ macro_rules! mutants {
     };
 }
 
-#[cfg(feature = "mutants")]
 mutants! {
     unfenced_writes: UnfencedWrites in "{A,B,C} to {A,B,D}, two writes",
     unfenced_reads: UnfencedReads in "{A,B,C} to {A,B,D}, a write and a read",
@@ -215,7 +214,7 @@ mutants! {
     dual_writes_old_set_only: DualWritesOldSetOnly in "{A,B,C} to {A,B,D}, two writes",
     read_new_before_synced: ReadNewBeforeSynced in "{A,B,C} to {A,B,D}, two writes",
     dropped_before_stable: DroppedBeforeStable in "{A,B,C} to {A,B}, C slow or dead",
-    read_without_write_back: ReadWithoutWriteBack in "{A} to {A,B}, given up once",
+    read_without_write_back: ReadWithoutWriteBack in "{A,B} to {A,B,C}, given up once",
     superseded_counts_as_accepted: SupersededCountsAsAccepted in "{A} to {A,B}, given up once",
     accepts_added_across_epochs: AcceptsAddedAcrossEpochs in "{A,B} to {A,B,C}, given up once",
     unsynced_reported: UnsyncedReported in "{A} to {A,B}, a crash",

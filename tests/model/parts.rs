@@ -286,6 +286,9 @@ pub(crate) enum Ended {
 /// A question that it puts.
 pub(crate) type Question = (Node, Epoch, Put);
 
+/// A state, and what it puts on getting there.
+type Asked = (Id, Arc<[Question]>);
+
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Origin {
     node: Node,
@@ -374,8 +377,8 @@ struct MachineState {
 pub(crate) struct Machines {
     states: Vec<MachineState>,
     numbers: HashMap<(Origin, String), Id>,
-    begun: HashMap<Origin, (Id, Arc<[Question]>)>,
-    known: HashMap<(Id, Event), (Id, Arc<[Question]>)>,
+    begun: HashMap<Origin, Asked>,
+    known: HashMap<(Id, Event), Asked>,
 }
 
 impl Machines {
@@ -399,7 +402,7 @@ impl Machines {
         layout: LayoutId,
         writes: Option<Rank>,
         layouts: &Layouts,
-    ) -> (Id, Arc<[Question]>) {
+    ) -> Asked {
         let origin = Origin { node, layout, writes };
         if let Some(known) = self.begun.get(&origin) {
             return known.clone();
@@ -423,7 +426,7 @@ impl Machines {
     }
 
     /// What a state does with an event.
-    pub(crate) fn give(&mut self, id: Id, event: Event, layouts: &Layouts) -> (Id, Arc<[Question]>) {
+    pub(crate) fn give(&mut self, id: Id, event: Event, layouts: &Layouts) -> Asked {
         if let Some(known) = self.known.get(&(id, event)) {
             return known.clone();
         }

@@ -2,7 +2,8 @@
 
 use crate::parts::Node;
 use crate::rank::{Put, Said};
-use crate::world::{At, Mail, NOBODY, Parts, World};
+use crate::ring::Parts;
+use crate::world::{At, Mail, NOBODY, World};
 
 /// One thing that happens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

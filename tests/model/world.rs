@@ -1,105 +1,21 @@
 //! A state of the whole ring, the steps that can follow, and what must hold.
-//!
-//! States that differ in nothing that could ever matter are made equal ([`World::settle`]): what is
-//! decided is decided as soon as it can be (nodes install it when they like), messages that can do
-//! nothing any more are thrown away, and so on. Each such rule says why it loses nothing.
 
-use crate::parts::{Ended, Event, Id, LayoutId, Layouts, Machines, Node, Replicas, Reply, SEGMENT, Stimulus};
+use crate::parts::{Ended, Event, Id, LayoutId, Node, Reply, SEGMENT, Stimulus};
 use crate::rank::{Put, Rank, Said, node_id, node_of};
-use crate::scenario::{Bounds, Request, Scenario};
+use crate::ring::Parts;
+use crate::scenario::Request;
 use crate::steps::Step;
-use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
-use thrifty::core::layout::{Layout, Phase, Pull};
-use thrifty::core::mutants::{Mutant, planted};
-use thrifty::core::node::Liveness;
+use std::collections::BTreeSet;
+use thrifty::core::layout::Phase;
 use thrifty::core::quorum::majority;
 use thrifty::core::token::Epoch;
-use thrifty::core::transition::{Change, Desk, Patience, Report};
+use thrifty::core::transition::Change;
 
 /// The number of a layout in the order in which they were decided.
 pub(crate) type At = u8;
 
 /// Who put a question that nobody listens to.
 pub(crate) const NOBODY: u8 = u8::MAX;
-
-/// The highest version that is written.
-const HIGHEST: Rank = 2;
-
-/// What is known of a layout, in a form that is quick to ask.
-struct Facts {
-    epoch: Epoch,
-    phase: Phase,
-    read_owners: Vec<Node>,
-    owns: Vec<bool>,
-    pulls: Vec<Option<Pull>>,
-}
-
-/// The automata, and what was found out about layouts.
-pub(crate) struct Parts {
-    pub(crate) scenario: Scenario,
-    pub(crate) bounds: Bounds,
-    pub(crate) layouts: Layouts,
-    pub(crate) replicas: Replicas,
-    pub(crate) machines: Machines,
-    facts: HashMap<LayoutId, Facts>,
-    changes: HashMap<(LayoutId, Vec<(Epoch, Epoch)>), Option<LayoutId>>,
-}
-
-impl Parts {
-    pub(crate) fn new(scenario: Scenario, bounds: Bounds) -> Self {
-        Parts {
-            replicas: Replicas::new(scenario.disks),
-            machines: Machines::default(),
-            layouts: Layouts::default(),
-            facts: HashMap::new(),
-            changes: HashMap::new(),
-            scenario,
-            bounds,
-        }
-    }
-
-    fn learn(&mut self, layout: Layout) -> LayoutId {
-        let nodes = self.scenario.nodes;
-        let id = self.layouts.id(layout);
-        let layout = self.layouts.of(id);
-        self.facts.entry(id).or_insert_with(|| Facts {
-            epoch: layout.epoch,
-            phase: layout.phase,
-            read_owners: layout.read_owners(SEGMENT).iter().map(|id| node_of(*id)).collect(),
-            owns: (0..nodes).map(|node| layout.slot(node_id(node), SEGMENT).is_some()).collect(),
-            pulls: (0..nodes).map(|node| layout.pulls(node_id(node)).pop()).collect(),
-        });
-        id
-    }
-
-    pub(crate) fn phase(&self, id: LayoutId) -> Phase {
-        self.facts[&id].phase
-    }
-
-    pub(crate) fn epoch(&self, id: LayoutId) -> Epoch {
-        self.facts[&id].epoch
-    }
-
-    /// What the claimant decides next, seeing these reports (installed, synced) of all nodes.
-    fn next(&mut self, id: LayoutId, reports: Vec<(Epoch, Epoch)>) -> Option<LayoutId> {
-        let key = (id, reports);
-        if let Some(known) = self.changes.get(&key) {
-            return *known;
-        }
-        let mut desk = Desk::new(Patience::default());
-        for (node, (installed, synced)) in key.1.iter().enumerate() {
-            let report = Report { installed: *installed, synced: *synced, ..Report::default() };
-            desk.hear_report(node_id(node as Node), report, Duration::ZERO);
-        }
-        let layout = self.layouts.of(id).clone();
-        let change = desk.next(&layout, Duration::ZERO, &|_| Liveness::Up);
-        let next = change.and_then(|change| change.apply(&layout, &BTreeSet::new()));
-        let next = next.map(|layout| self.learn(layout));
-        self.changes.insert(key, next);
-        next
-    }
-}
 
 /// A page on its way from a source to a puller.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -117,9 +33,9 @@ pub(crate) struct NodeState {
     /// One for each source, while there is something to gather.
     pub(crate) pages: Vec<(Node, PageState)>,
     /// The Dual for which it last reported that it has gathered everything.
-    synced: At,
+    pub(crate) synced: At,
     /// Answers that wait for a sync.
-    held: Vec<(u8, At, Put, Said)>,
+    pub(crate) held: Vec<(u8, At, Put, Said)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -154,17 +70,17 @@ pub(crate) enum Mail {
 pub(crate) struct World {
     pub(crate) decided: Vec<LayoutId>,
     /// How many transitions were carried through.
-    done: u8,
+    pub(crate) done: u8,
     pub(crate) nodes: Vec<NodeState>,
     pub(crate) ops: Vec<Op>,
     pub(crate) mail: Vec<Mail>,
     /// The newest version that was acknowledged or returned.
-    floor: Rank,
+    pub(crate) floor: Rank,
     /// Whether a request may begin now: see [`World::settle`].
-    fresh: bool,
-    doubles: u8,
-    aborts: u8,
-    crashes: u8,
+    pub(crate) fresh: bool,
+    pub(crate) doubles: u8,
+    pub(crate) aborts: u8,
+    pub(crate) crashes: u8,
 }
 
 impl World {
@@ -214,14 +130,14 @@ impl World {
         &self.nodes[usize::from(node)]
     }
 
-    fn may_begin(&self, parts: &Parts, op: u8) -> bool {
+    pub(crate) fn may_begin(&self, parts: &Parts, op: u8) -> bool {
         let at = self.request(parts, op).at;
         self.fresh
             && self.ops[usize::from(op)] == Op::Waiting
             && parts.facts[&self.layout_at(self.node(at).at)].owns[usize::from(at)]
     }
 
-    fn begin(&mut self, parts: &mut Parts, op: u8) {
+    pub(crate) fn begin(&mut self, parts: &mut Parts, op: u8) {
         let request = self.request(parts, op);
         let layout = self.layout_at(self.node(request.at).at);
         let (machine, asked) = parts.machines.begin(request.at, layout, request.writes, &parts.layouts);
@@ -239,7 +155,7 @@ impl World {
     }
 
     /// What a question would be answered here and now.
-    fn reply(&self, parts: &mut Parts, to: Node, at: At, put: Put) -> (Id, Reply) {
+    pub(crate) fn reply(&self, parts: &mut Parts, to: Node, at: At, put: Put) -> (Id, Reply) {
         let stimulus = Stimulus::Handle(parts.epoch(self.layout_at(at)), put);
         parts.replicas.give(self.node(to).replica, stimulus, &parts.layouts)
     }
@@ -376,7 +292,7 @@ impl World {
         (0..self.ops.len() as u8).map(owns).collect()
     }
 
-    fn ask(&mut self, parts: &mut Parts, i: usize, lost: bool, again: bool) -> Result<(), String> {
+    pub(crate) fn ask(&mut self, parts: &mut Parts, i: usize, lost: bool, again: bool) -> Result<(), String> {
         let Mail::Question { op, to, at, put, mute } = self.mail[i] else {
             unreachable!("a step names what is there")
         };
@@ -456,7 +372,7 @@ impl World {
         Ok(())
     }
 
-    fn install(&mut self, parts: &mut Parts, node: Node, at: At) -> Result<(), String> {
+    pub(crate) fn install(&mut self, parts: &mut Parts, node: Node, at: At) -> Result<(), String> {
         let id = self.layout_at(at);
         let before = self.node(node).replica;
         let (replica, _) = parts.replicas.give(before, Stimulus::Install(id), &parts.layouts);
@@ -476,7 +392,7 @@ impl World {
         Ok(())
     }
 
-    fn absorb(&mut self, parts: &mut Parts, node: Node, source: Node) -> Result<(), String> {
+    pub(crate) fn absorb(&mut self, parts: &mut Parts, node: Node, source: Node) -> Result<(), String> {
         let id = self.layout_at(self.node(node).at);
         let epoch = parts.epoch(id);
         let state = &mut self.nodes[usize::from(node)];
@@ -528,7 +444,7 @@ impl World {
 
     /// What the claimant would decide if it saw all nodes as they are. Reports that are late only
     /// make it decide later.
-    fn next(&self, parts: &mut Parts) -> Option<LayoutId> {
+    pub(crate) fn next(&self, parts: &mut Parts) -> Option<LayoutId> {
         let newest = self.newest();
         if parts.phase(newest) == Phase::Stable {
             let change = parts.scenario.changes.get(usize::from(self.done))?;
@@ -540,133 +456,6 @@ impl World {
             |node: &NodeState| (epoch(node.at), if node.synced == 0 { 0 } else { epoch(node.synced) });
         let reports = self.nodes.iter().map(report).collect();
         parts.next(newest, reports)
-    }
-
-    /// See the module's documentation.
-    fn settle(&mut self, parts: &mut Parts) -> Result<(), String> {
-        loop {
-            self.take_idle_pages(parts)?;
-            // A decision takes nothing away from anybody, unless the Dual may also be given up.
-            while parts.phase(self.newest()) != Phase::Dual || self.aborts == 0 {
-                let Some(next) = self.next(parts) else { break };
-                self.done += u8::from(parts.phase(self.newest()) == Phase::ReadNew);
-                self.decided.push(next);
-            }
-            // The write of the highest version begins at once: when it does matters to no check.
-            for op in 0..self.ops.len() as u8 {
-                if self.request(parts, op).writes == Some(HIGHEST) && self.may_begin(parts, op) {
-                    self.begin(parts, op);
-                }
-            }
-            self.ask_oneself(parts)?;
-            self.throw_away(parts);
-            let idler = (0..self.nodes.len() as Node).find(|node| self.is_idle(parts, *node));
-            let Some(idler) = idler else { break };
-            self.install(parts, idler, self.node(idler).at + 1)?;
-        }
-        self.fresh &= self.ops.contains(&Op::Waiting);
-        Ok(())
-    }
-
-    /// A page that brings nothing new can be taken at once: it only makes more possible.
-    fn take_idle_pages(&mut self, parts: &mut Parts) -> Result<(), String> {
-        for node in 0..self.nodes.len() as Node {
-            if self.node(node).pages.is_empty() {
-                continue;
-            }
-            let layout = parts.layouts.of(self.layout_at(self.node(node).at));
-            let slot = layout.slot(node_id(node), SEGMENT).expect("a puller owns what it pulls");
-            let has = parts.replicas.of(self.node(node).replica).durable_in(slot);
-            let idle = |page: &(Node, PageState)| matches!(page.1, PageState::Made(rank) if rank <= has);
-            while let Some((source, _)) = self.node(node).pages.iter().copied().find(idle) {
-                self.absorb(parts, node, source)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// What a coordinator asks of its own replica is a direct call, in the shells as here.
-    fn ask_oneself(&mut self, parts: &mut Parts) -> Result<(), String> {
-        while !parts.bounds.own_late {
-            let own = |mail: &Mail| match *mail {
-                Mail::Question { op, to, at, mute: false, .. } => {
-                    self.listens(parts, op, at) && self.request(parts, op).at == to && self.node(to).at == at
-                }
-                _ => false,
-            };
-            let Some(i) = self.mail.iter().position(own) else { break };
-            self.ask(parts, i, false, false)?;
-        }
-        Ok(())
-    }
-
-    /// Whether nothing can happen any more at a node's epoch that concerns it: then it can as well
-    /// install the next layout at once.
-    fn is_idle(&self, parts: &Parts, node: Node) -> bool {
-        let state = self.node(node);
-        let here = state.at;
-        let asked = |mail: &Mail| matches!(mail, Mail::Question { to, at, .. } if (*to, *at) == (node, here));
-        let may_ask =
-            |op: usize| self.ops[op] != Op::Over && self.node(parts.scenario.requests[op].at).at <= here;
-        let pulls = &parts.facts[&self.layout_at(here)].pulls;
-        let may_pull = |(pull, other): (&Option<Pull>, &NodeState)| {
-            pull.is_some() && other.at <= here && other.synced != here
-        };
-        usize::from(here) + 1 < self.decided.len()
-            && state.pages.is_empty()
-            && !self.mail.iter().any(asked)
-            && !(0..self.ops.len()).any(may_ask)
-            && !pulls.iter().zip(&self.nodes).any(may_pull)
-    }
-
-    /// Throws away messages that can do nothing any more, and makes mute what nobody listens to.
-    fn throw_away(&mut self, parts: &mut Parts) {
-        let mut mail = std::mem::take(&mut self.mail);
-        mail.retain_mut(|mail| match mail {
-            Mail::Answer { op, at, .. } => self.listens(parts, *op, *at),
-            Mail::Question { op, to, at, put, mute } => {
-                *mute |= !self.listens(parts, *op, *at);
-                if *mute && !put.writes() {
-                    return false;
-                }
-                if *mute {
-                    *op = NOBODY;
-                }
-                // A write that changes nothing now changes nothing later at this epoch; only a crash
-                // could make room for it again.
-                let (then, reply) = self.reply(parts, *to, *at, *put);
-                let idle = *mute && then == self.node(*to).replica && reply != Reply::Behind;
-                reply != Reply::Stale && !(idle && self.crashes == 0)
-            }
-        });
-        mail.sort_unstable();
-        // A question that nobody listens to does nothing that a copy of it with a listener can't.
-        let copies = mail.clone();
-        let mut before = None;
-        mail.retain(|mail| match *mail {
-            Mail::Question { to, at, put, mute: true, .. } => {
-                let twin = |other: &Mail| matches!(*other, Mail::Question { to: t, at: a, put: p, mute: false, .. } if (t, a, p) == (to, at, put));
-                !copies.iter().any(twin) && before.replace(*mail) != Some(*mail)
-            }
-            _ => true,
-        });
-        self.mail = mail;
-        for i in 0..self.nodes.len() {
-            let mut held = std::mem::take(&mut self.nodes[i].held);
-            held.retain(|(op, at, ..)| self.listens(parts, *op, *at));
-            held.sort_unstable();
-            self.nodes[i].held = held;
-        }
-    }
-
-    /// Whether a request still goes by answers of that epoch.
-    fn listens(&self, parts: &Parts, op: u8, at: At) -> bool {
-        if op == NOBODY {
-            return false;
-        }
-        let here = self.node(self.request(parts, op).at).at;
-        matches!(self.ops[usize::from(op)], Op::Running { .. })
-            && (at == here || planted(Mutant::AcceptsAddedAcrossEpochs))
     }
 
     /// Every quorum that a read begun now could ask has, durably, what was acknowledged or returned.
