@@ -1,6 +1,7 @@
 //! Who a member is: an id that outlives its address, a generation that orders its lives.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -106,9 +107,14 @@ impl Address {
 
 fn split(text: &str) -> Option<(&str, u16)> {
     let (host, port) = text.rsplit_once(':')?;
-    let graphic = !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
-    let port = port.parse().ok()?;
-    (graphic && text.len() <= Address::MAX_BYTES).then_some((host, port))
+    // Anything else would mean something of its own in a URI, and another place be dialled.
+    let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)),
+    };
+    // The standard library's numbers may begin with a plus.
+    let port = port.parse().ok().filter(|_| !port.starts_with('+'))?;
+    (is_host && text.len() <= Address::MAX_BYTES).then_some((host, port))
 }
 
 impl FromStr for Address {
@@ -156,10 +162,14 @@ mod tests {
 
     #[test]
     fn an_address_needs_a_host_and_a_port() {
-        for good in ["127.0.0.1:9900", "[::1]:1", "host.example:65535"] {
+        for good in ["127.0.0.1:9900", "[::1]:1", "host.example:65535", "a-b_c:1"] {
             assert_eq!(good.parse::<Address>().unwrap().as_str(), good);
         }
         for bad in ["", "9900", ":9900", "host", "host:", "host:99999", "ho st:1", "a/b:1"] {
+            assert!(bad.parse::<Address>().is_err(), "{bad}");
+        }
+        // What a URI takes apart otherwise, or not at all.
+        for bad in ["[:20]::1", "::1:1", "[::1:1", "host:+1", "me@host:1", "host:1?:2", "host#:1", "h%41:1"] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
         assert!(format!("{}:1", "h".repeat(300)).parse::<Address>().is_err());
