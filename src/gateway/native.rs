@@ -18,11 +18,11 @@ use crate::core::record::MAX_VALUE_BYTES;
 use crate::store::Store;
 use crate::wire::convert;
 use crate::wire::status;
-use crate::wire::store::{Consistency, DeleteRequest, GetRequest, Options, PutRequest};
+use crate::wire::store::{Consistency, DeleteRequest, GetRequest, GetResponse, Options, PutRequest};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -64,7 +64,7 @@ impl IntoResponse for Failed {
         };
         let mut response = (code, format!("{}\n", self.0.message())).into_response();
         if code == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
     }
@@ -85,8 +85,16 @@ type Asked = (State<Store>, Path<String>, Query<HashMap<String, String>>);
 async fn read((State(store), Path(key), Query(query)): Asked) -> Result<Response, Failed> {
     let request = GetRequest { key: key.into(), options: options(&query)? };
     let found = store.get(request, TIMEOUT).await.map_err(Failed)?;
-    let kind = if found.content_type.is_empty() { "application/octet-stream" } else { &found.content_type };
-    Ok(([(header::CONTENT_TYPE, kind.to_owned()), etag(found.version)], found.value).into_response())
+    Ok(self::found(found))
+}
+
+/// The answer with a value.
+pub(crate) fn found(found: GetResponse) -> Response {
+    let (etag_name, etag) = etag(found.version);
+    // Over gRPC any text could be given.
+    let kind = HeaderValue::try_from(found.content_type).ok().filter(|kind| !kind.is_empty());
+    let kind = kind.unwrap_or(HeaderValue::from_static("application/octet-stream"));
+    ([(header::CONTENT_TYPE, kind)], [(etag_name, etag)], found.value).into_response()
 }
 
 async fn write(
@@ -169,6 +177,19 @@ mod tests {
             body(request, Duration::from_millis(10)).await.unwrap_err()
         });
         assert_eq!(late.status(), StatusCode::REQUEST_TIMEOUT);
+    }
+
+    #[test]
+    fn a_value_is_given_whatever_its_writer_called_it() {
+        let kind_of = |content_type: &str| {
+            let response = found(GetResponse { content_type: content_type.into(), ..Default::default() });
+            assert_eq!(response.status(), StatusCode::OK, "{content_type:?}");
+            response.headers()[header::CONTENT_TYPE].to_str().unwrap().to_owned()
+        };
+        assert_eq!(kind_of("text/plain"), "text/plain");
+        for none in ["", "text/plain\r\nset-cookie: a=b", "\0"] {
+            assert_eq!(kind_of(none), "application/octet-stream", "{none:?}");
+        }
     }
 
     #[test]
