@@ -21,6 +21,9 @@ const CLOCK: &str = "clock";
 const LEFT: &str = "left";
 const REMOVED: &str = "removed";
 
+/// No node lives so often; a generation above it is nonsense, and counting on from it would overflow.
+const MAX_GENERATION: Generation = 1 << 62;
+
 /// See the module's documentation.
 #[derive(Clone)]
 pub struct NodeState {
@@ -141,7 +144,8 @@ impl NodeState {
 
 fn parse_identity(bytes: &[u8]) -> Option<(NodeId, Generation)> {
     let (id, generation) = std::str::from_utf8(bytes).ok()?.trim_end().split_once(' ')?;
-    Some((id.parse().ok()?, generation.parse().ok()?))
+    let generation = generation.parse().ok().filter(|generation| *generation <= MAX_GENERATION)?;
+    Some((id.parse().ok()?, generation))
 }
 
 /// Makes a layout the installed one.
@@ -201,6 +205,16 @@ mod tests {
             Vote::default(),
             "a vote about another epoch is void"
         );
+    }
+
+    #[test]
+    fn an_identity_that_makes_no_sense_is_refused() {
+        for bad in [&b""[..], b"\xff", b"00000000000000000000000000000001", b"1 1"] {
+            assert_eq!(parse_identity(bad), None, "{bad:?}");
+        }
+        let identity = |generation: u64| format!("{} {generation}\n", NodeId(1)).into_bytes();
+        assert_eq!(parse_identity(&identity(MAX_GENERATION)), Some((NodeId(1), MAX_GENERATION)));
+        assert_eq!(parse_identity(&identity(u64::MAX)), None);
     }
 
     #[test]
