@@ -27,7 +27,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 use tonic::{Code, Status};
 
@@ -143,8 +143,10 @@ fn etag(version: Option<crate::wire::store::Version>) -> (HeaderName, String) {
 fn host_is_local(host: &str) -> bool {
     let name =
         host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+    match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
+        None => name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok(),
+    }
 }
 
 fn is_local(request: &Request) -> bool {
@@ -194,10 +196,12 @@ mod tests {
 
     #[test]
     fn only_addresses_and_localhost_are_local() {
-        for good in ["localhost", "localhost:9900", "127.0.0.1:9900", "[::1]:9900", "10.0.0.7"] {
+        for good in ["localhost", "localhost:9900", "127.0.0.1:9900", "[::1]:9900", "[::1]", "10.0.0.7"] {
             assert!(host_is_local(good), "{good}");
         }
-        for bad in ["", "evil.example", "evil.example:9900", "127.0.0.1.evil.example"] {
+        for bad in
+            ["", "evil.example", "evil.example:9900", "127.0.0.1.evil.example", "[localhost:80", "[10.0.0.7]"]
+        {
             assert!(!host_is_local(bad), "{bad}");
         }
     }
