@@ -30,6 +30,18 @@ model depth="1":
     THRIFTY_MODEL_DEPTH={{depth}} \
         cargo test --release --no-default-features --features mutants --test model -- --nocapture --test-threads=1
 
+# Feed a decoder bytes from outside: `just fuzz layout 10000000`. What it keeps lands in fuzz/target.
+fuzz target runs="1000000":
+    command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked
+    mkdir -p fuzz/target/kept/{{target}}
+    cargo +nightly fuzz run --sanitizer none {{target}} \
+        fuzz/target/kept/{{target}} fuzz/corpus/{{target}} fuzz/seeds/{{target}} -- -runs={{runs}} -max_len=2048
+
+# Add to the committed corpus what fuzzing found and it does not reach.
+fuzz-keep target:
+    cargo +nightly fuzz run --sanitizer none {{target}} \
+        fuzz/corpus/{{target}} fuzz/seeds/{{target}} fuzz/target/kept/{{target}} -- -merge=1 -use_counters=0 -max_len=2048
+
 # What the pure layers cost.
 bench:
     cargo bench --bench core

@@ -16,6 +16,9 @@
 #[cfg(feature = "client")]
 pub mod client;
 pub mod core;
+#[cfg(any(feature = "fuzzing", all(test, feature = "gateway")))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "gateway")]
 pub mod gateway;
 #[cfg(feature = "location")]

@@ -21,6 +21,10 @@ const CLOCK: &str = "clock";
 const LEFT: &str = "left";
 const REMOVED: &str = "removed";
 
+/// The names of all of them.
+#[cfg(any(feature = "fuzzing", all(test, feature = "gateway")))]
+pub(crate) const BLOBS: [&str; 6] = [IDENTITY, LAYOUT, VOTE, CLOCK, LEFT, REMOVED];
+
 /// No node lives so often; a generation above it is nonsense, and counting on from it would overflow.
 const MAX_GENERATION: Generation = 1 << 62;
 

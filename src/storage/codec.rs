@@ -27,7 +27,7 @@ const HAS_CONTENT_TYPE: u8 = 4;
 const ALL_FLAGS: u8 = HAS_VALUE | HAS_EXPIRY | HAS_CONTENT_TYPE;
 
 /// How many bytes [`encode`] will add.
-pub(super) fn encoded_len(record: &Record) -> usize {
+pub(crate) fn encoded_len(record: &Record) -> usize {
     let expiry = if record.expires_at_ms.is_some() { 8 } else { 0 };
     let content_type = if record.content_type.is_empty() { 0 } else { 1 + record.content_type.len() };
     17 + expiry + content_type + record.value.as_ref().map_or(0, Bytes::len)
@@ -35,7 +35,7 @@ pub(super) fn encoded_len(record: &Record) -> usize {
 
 /// Appends a record to `out`. Its content type must fit its limit, which
 /// [`check`](super::engine::check) sees to.
-pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
+pub(crate) fn encode(record: &Record, out: &mut Vec<u8>) {
     let mut flags = 0;
     if record.value.is_some() {
         flags |= HAS_VALUE;
@@ -64,11 +64,11 @@ pub(super) fn encode(record: &Record, out: &mut Vec<u8>) {
 
 /// An encoded record, taken apart without copying.
 #[derive(Clone, Copy)]
-pub(super) struct Parts<'a> {
+pub(crate) struct Parts<'a> {
     /// Which write it is.
-    pub(super) version: Version,
+    pub(crate) version: Version,
     /// The value, `None` for a tombstone.
-    pub(super) value: Option<&'a [u8]>,
+    pub(crate) value: Option<&'a [u8]>,
     expires_at_ms: Option<u64>,
     content_type: &'a [u8],
 }
@@ -89,7 +89,7 @@ impl Parts<'_> {
     }
 
     /// A record of its own, which keeps nothing of the encoded bytes alive.
-    pub(super) fn to_record(self) -> Result<Record, StorageError> {
+    pub(crate) fn to_record(self) -> Result<Record, StorageError> {
         let content_type = std::str::from_utf8(self.content_type);
         Ok(Record {
             version: self.version,
@@ -101,7 +101,7 @@ impl Parts<'_> {
 }
 
 /// Takes an encoded record apart.
-pub(super) fn parse(bytes: &[u8]) -> Result<Parts<'_>, StorageError> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Parts<'_>, StorageError> {
     let short = || bad("it ends early");
     let (hlc, rest) = bytes.split_first_chunk::<8>().ok_or_else(short)?;
     let (node, rest) = rest.split_first_chunk::<8>().ok_or_else(short)?;

@@ -102,11 +102,11 @@ fn prefix(slot: Slot) -> [u8; SLOT_BYTES] {
     prefix
 }
 
-fn stored_key(slot: Slot, key: &[u8]) -> Vec<u8> {
+pub(crate) fn stored_key(slot: Slot, key: &[u8]) -> Vec<u8> {
     [&prefix(slot), key].concat()
 }
 
-fn split_stored_key(stored: &[u8]) -> Result<(Slot, &[u8]), StorageError> {
+pub(crate) fn split_stored_key(stored: &[u8]) -> Result<(Slot, &[u8]), StorageError> {
     let short = || StorageError::corrupt("a stored key is too short to name its slot");
     let (segment, rest) = stored.split_first_chunk::<2>().ok_or_else(short)?;
     let (acquired, key) = rest.split_first_chunk::<8>().ok_or_else(short)?;

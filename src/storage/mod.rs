@@ -24,7 +24,7 @@
 //! Left out on purpose: transactions across records and snapshots (the store offers neither), and
 //! a write cache of our own (the engine's memtable and the kernel's page cache are two already).
 
-mod codec;
+pub(crate) mod codec;
 #[cfg(feature = "location")]
 pub mod data_dir;
 #[cfg(feature = "store")]

@@ -127,7 +127,7 @@ fn failed(doing: &str, path: &Path, error: std::io::Error) -> StorageError {
     StorageError::io(format!("{doing} {} failed", path.display()), error)
 }
 
-fn header(blob: &[u8]) -> Result<[u8; HEADER_BYTES], StorageError> {
+pub(crate) fn header(blob: &[u8]) -> Result<[u8; HEADER_BYTES], StorageError> {
     let limit = u32::MAX as usize;
     let too_large = StorageError::TooLarge { what: "a blob", bytes: blob.len(), limit };
     let length = u32::try_from(blob.len()).ok().ok_or(too_large)?;
@@ -140,7 +140,7 @@ fn header(blob: &[u8]) -> Result<[u8; HEADER_BYTES], StorageError> {
 }
 
 /// The blob of a file's bytes, or what is wrong with them.
-fn unwrap(file: &[u8]) -> Result<&[u8], String> {
+pub(crate) fn unwrap(file: &[u8]) -> Result<&[u8], String> {
     let Some((header, blob)) = file.split_first_chunk::<HEADER_BYTES>() else {
         return Err(format!("it has only {} bytes", file.len()));
     };

@@ -275,7 +275,7 @@ impl SegmentHost for Store {
 }
 
 /// A replica's answer as it came over a link. One that makes no sense is as good as none.
-fn answer_from_wire(answer: pb::answer::Answer) -> Answer {
+pub(crate) fn answer_from_wire(answer: pb::answer::Answer) -> Answer {
     use pb::answer::Answer as Wire;
     match answer {
         Wire::Accepted(version) => Answer::Accepted(convert::version(Some(version))),
@@ -297,7 +297,7 @@ fn answer_from_wire(answer: pb::answer::Answer) -> Answer {
 }
 
 /// The reverse of [`answer_from_wire`].
-fn answer_to_wire(answer: Answer) -> pb::answer::Answer {
+pub(crate) fn answer_to_wire(answer: Answer) -> pb::answer::Answer {
     use pb::answer::Answer as Wire;
     match answer {
         Answer::Accepted(version) => Wire::Accepted(convert::version_to(version)),

@@ -59,7 +59,7 @@ fn reads(request: &forwarded_request::Request) -> bool {
     matches!(request, forwarded_request::Request::Get(_))
 }
 
-fn check(request: &forwarded_request::Request) -> Result<Consistency, Status> {
+pub(crate) fn check(request: &forwarded_request::Request) -> Result<Consistency, Status> {
     convert::key(key_of(request))?;
     if let forwarded_request::Request::Put(put) = request {
         convert::value(&put.value, &put.content_type)?;
@@ -75,7 +75,7 @@ fn failure(status: &Status) -> answer::Answer {
     })
 }
 
-fn status_of(failure: Failure) -> Status {
+pub(crate) fn status_of(failure: Failure) -> Status {
     let code = Code::from_i32(failure.code);
     match code {
         _ if failure.outcome_unknown => status::unknown(code, failure.message),
