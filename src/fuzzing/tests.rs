@@ -190,7 +190,7 @@ fn store_seeds() -> Vec<Seed> {
         epoch: 5,
         ring_id: id_bytes(3),
         from: id_bytes(1),
-        segments: vec![sp::SegmentDigest { segment: 7, digest: id_bytes(99) }],
+        segments: vec![sp::SegmentDigest { segment: 7, digest: id_bytes(99), ..Default::default() }],
         to: id_bytes(2),
     };
     let got = sp::GetResponse {
