@@ -29,6 +29,7 @@ use prost::Message;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
+use tokio::runtime::{Builder, Runtime};
 use tonic::codegen::Service;
 
 /// A family's name, which is that of its target and of its corpus, and its function.
@@ -333,10 +334,13 @@ pub fn text(bytes: &[u8]) {
 pub fn http(bytes: &[u8]) {
     thread_local! {
         static ROUTES: Router = in_no_ring();
+        // For the gateway's timeouts.
+        static RUNTIME: Runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
     }
     let Some(request) = http_request(bytes) else { return };
     let local = is_local(&request);
-    let Some(Ok(response)) = ROUTES.with(|routes| routes.clone().call(request).now_or_never()) else {
+    let answer = async { ROUTES.with(Clone::clone).call(request).now_or_never() };
+    let Some(Ok(response)) = RUNTIME.with(|runtime| runtime.block_on(answer)) else {
         panic!("a node that is in no ring answers at once");
     };
     match response.status() {

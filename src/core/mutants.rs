@@ -1,4 +1,4 @@
-//! Deliberate mistakes, to prove that the simulator would find them.
+//! Deliberate mistakes, to prove that the simulator and the tests of power cuts would find them.
 //!
 //! Each is a switch at the very line that guards against the fault, thread-local so that many
 //! simulations run side by side, and compiled to `false` without the test-only feature `mutants`.
@@ -27,11 +27,21 @@ pub enum Mutant {
     AcceptsAddedAcrossEpochs,
     /// An answer names a version that isn't durable yet.
     UnsyncedReported,
+    /// The disk engine says that it has synced, and hasn't.
+    EngineSyncSkipped,
+    /// The folders that a new disk engine makes are not synced.
+    EngineFoldersNotSynced,
+    /// The vault renames a file whose bytes are not synced.
+    VaultFileNotSynced,
+    /// The vault does not sync the folder after a rename.
+    VaultFolderNotSynced,
+    /// The committer lets answers out without a sync.
+    AnsweredUnsynced,
 }
 
 impl Mutant {
-    /// All of them.
-    pub const ALL: [Mutant; 10] = [
+    /// Those that the simulator has to find.
+    pub const SIMULATED: [Mutant; 10] = [
         Mutant::UnfencedWrites,
         Mutant::UnfencedReads,
         Mutant::SnapshotBeforeInstall,
@@ -42,6 +52,15 @@ impl Mutant {
         Mutant::SupersededCountsAsAccepted,
         Mutant::AcceptsAddedAcrossEpochs,
         Mutant::UnsyncedReported,
+    ];
+
+    /// Those that only a disk can show which forgets what was not synced.
+    pub const SYNCS: [Mutant; 5] = [
+        Mutant::EngineSyncSkipped,
+        Mutant::EngineFoldersNotSynced,
+        Mutant::VaultFileNotSynced,
+        Mutant::VaultFolderNotSynced,
+        Mutant::AnsweredUnsynced,
     ];
 }
 

@@ -120,6 +120,7 @@ impl DataDir {
         let lock = take_lock(&path)?;
         // Again, under the lock: another process may have made the folder its own and gone.
         let vault = if marker(&path)? { Ok(()) } else { mark(&path) };
+        let vault = vault.and_then(|()| sync_names(&path));
         let vault = vault.and_then(|()| DirVault::open(path.join(VAULT)).map_err(cause));
         let vault = vault.map_err(unreadable)?;
         Ok(DataDir { path, vault, lock })
@@ -219,13 +220,17 @@ fn holds_nothing(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Marks the folder as ours, durably and whole: a marker cut short would look like damage.
+/// Marks the folder as ours, and whole: a marker cut short would look like damage.
 fn mark(path: &Path) -> io::Result<()> {
     let unfinished = path.join(UNFINISHED_MARKER);
     let mut file = File::create(&unfinished)?;
     writeln!(file, "{MARKER_TEXT}{FORMAT}")?;
     file.sync_all()?;
-    fs::rename(&unfinished, path.join(MARKER))?;
+    fs::rename(&unfinished, path.join(MARKER))
+}
+
+/// Makes the marker and the folder durable, whoever made them: it may have been killed before this.
+fn sync_names(path: &Path) -> io::Result<()> {
     sync_folder(path).map_err(cause)?;
     sync_folder(path.parent().unwrap_or(Path::new("."))).map_err(cause)
 }

@@ -43,11 +43,13 @@
 //! constants below serve a node with some gigabytes.
 
 use crate::core::clock::Stamp;
+use crate::core::mutants::{Mutant, planted};
 use crate::core::record::{Record, Version};
 use crate::core::token::{Segment, Slot, Token};
 use crate::storage::StorageError;
 use crate::storage::codec::{self, Head};
 use crate::storage::engine::{Engine, Entry, Merged, SlotStats, check, decide, decide_by_version};
+use crate::storage::vault::sync_folder;
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use quick_cache::Weighter;
@@ -183,6 +185,11 @@ impl DiskEngine {
         }
         let records =
             database.keyspace(KEYSPACE, options).map_err(|error| failed("opening", &folder, error))?;
+        // Fjall syncs what is in the folders that it creates, but not where they are.
+        if !planted(Mutant::EngineFoldersNotSynced) {
+            sync_folder(&folder.join("keyspaces"))?;
+            sync_folder(folder.parent().unwrap_or(Path::new(".")))?;
+        }
         let (stats, newest_at_open) = count(&records, &folder)?;
         Ok(DiskEngine {
             folder,
@@ -333,6 +340,9 @@ impl Engine for DiskEngine {
 
     fn sync(&self) -> Result<(), StorageError> {
         self.check_poison()?;
+        if planted(Mutant::EngineSyncSkipped) {
+            return Ok(());
+        }
         // Why `SyncData` is enough is told at the top of this file.
         self.written("syncing", self.database.persist(PersistMode::SyncData))
     }

@@ -13,6 +13,7 @@
 //! Left out on purpose: several blobs in one step. Whoever needs two facts to change together puts
 //! them into one blob.
 
+use crate::core::mutants::{Mutant, planted};
 use crate::storage::StorageError;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -54,10 +55,12 @@ impl DirVault {
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, StorageError> {
         let folder = folder.into();
         match fs::create_dir(&folder) {
-            Ok(()) => sync_folder(folder.parent().unwrap_or(Path::new(".")))?,
+            Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
             Err(error) => return Err(failed("creating", &folder, error)),
         }
+        // Also of a folder that is there: who made it may have been killed before this.
+        sync_folder(folder.parent().unwrap_or(Path::new(".")))?;
         Ok(DirVault { folder, saving: Arc::default() })
     }
 
@@ -67,6 +70,10 @@ impl DirVault {
             "{name:?} is no name for a blob"
         );
         self.folder.join(format!("{name}{SUFFIX}"))
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        if planted(Mutant::VaultFolderNotSynced) { Ok(()) } else { sync_folder(&self.folder) }
     }
 }
 
@@ -93,18 +100,18 @@ impl Vault for DirVault {
             out.write_all(bytes)?;
             // Synced before the rename: some file systems would otherwise rename first, and a
             // crash between the two would leave the new name with no bytes behind it.
-            out.sync_all()
+            if planted(Mutant::VaultFileNotSynced) { Ok(()) } else { out.sync_all() }
         });
         written.map_err(|error| failed("writing", &unfinished, error))?;
         fs::rename(&unfinished, &file).map_err(|error| failed("replacing", &file, error))?;
-        sync_folder(&self.folder)
+        self.sync()
     }
 
     fn remove(&self, name: &str) -> Result<(), StorageError> {
         let file = self.file(name);
         let _one_by_one = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         match fs::remove_file(&file) {
-            Ok(()) => sync_folder(&self.folder),
+            Ok(()) => self.sync(),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(failed("removing", &file, error)),
         }

@@ -156,7 +156,7 @@ impl Running {
             Handled::Behind => Reply::Behind,
             Handled::Now(Answer::Stale(_)) => Reply::Stale,
             Handled::Now(answer) => said(answer).map_or(Reply::Nothing, Reply::Now),
-            Handled::AfterSync(answer, _) => said(answer).map_or(Reply::Nothing, Reply::Held),
+            Handled::AfterSync(answer) => said(answer).map_or(Reply::Nothing, Reply::Held),
         }
     }
 

@@ -133,7 +133,7 @@ fn every_mutant_is_caught() {
     let (first, many) = (setting("THRIFTY_SIM_FIRST_SEED", 0), setting("THRIFTY_SIM_MUTANT_SEEDS", 3_000));
     let only = std::env::var("THRIFTY_SIM_MUTANT").ok();
     let mutants =
-        Mutant::ALL.into_iter().filter(|m| only.as_ref().is_none_or(|only| format!("{m:?}") == *only));
+        Mutant::SIMULATED.into_iter().filter(|m| only.as_ref().is_none_or(|only| format!("{m:?}") == *only));
     let mutants: Vec<Mutant> = mutants.collect();
     // Panics are caught and count; their usual reports would drown the table.
     std::panic::set_hook(Box::new(|_| {}));
