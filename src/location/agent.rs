@@ -374,6 +374,12 @@ impl Agent {
             }
         }
         self.publish_members();
+        if let Some(id) = self.location.shared.config.replaces
+            && self.membership.layout().is_member(id)
+            && self.members.liveness(id) == Liveness::Down
+        {
+            self.membership.ask_removal(id);
+        }
         let timeout = self.location.shared.config.leave_timeout;
         if self.leaving_since.is_some_and(|since| since.elapsed() >= timeout) {
             news!(

@@ -40,7 +40,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -48,6 +48,11 @@ use tokio::time::Instant;
 #[macro_export]
 macro_rules! news {
     ($($what:tt)*) => { tracing::info!(target: "thrifty::news", $($what)*) };
+}
+
+/// Milliseconds since 1970 by this machine's clock.
+pub(crate) fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// How a node takes part in a ring.
@@ -71,6 +76,9 @@ pub struct LocationConfig {
     pub peers: Vec<Address>,
     /// Make a new ring at once, alone.
     pub bootstrap: bool,
+    /// A member that is gone for good, whose place this node takes: its removal is asked for once it is
+    /// down.
+    pub replaces: Option<NodeId>,
     /// How patient the ring is with its members.
     pub patience: Patience,
     /// How long a leaver waits for its segments to be taken over before it goes all the same.
@@ -88,6 +96,7 @@ impl Default for LocationConfig {
             weight: 1,
             peers: Vec::new(),
             bootstrap: false,
+            replaces: None,
             patience: Patience::default(),
             leave_timeout: Duration::from_secs(60),
         }
@@ -132,7 +141,9 @@ pub enum LocationError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The node's own state is not what this program wrote.
-    #[error("the state in the data directory is damaged ({0}): move the directory away and start afresh")]
+    #[error(
+        "the state in the data directory is damaged ({0}): start with --replace to set it aside and join as a new node"
+    )]
     Damaged(#[from] Malformed),
 }
 

@@ -3,7 +3,7 @@
 
 use super::agent::Event;
 use super::peers::Reply;
-use super::{Holdings, Location, Stage};
+use super::{Holdings, Location, Stage, wall_ms};
 use crate::core::layout::{Layout, Member, Phase, Standing};
 use crate::core::membership::Message;
 use crate::core::node::{Address, Liveness, NodeId, RingId};
@@ -152,6 +152,8 @@ impl Service {
             entry.keys = Some(keys);
             entry.bytes = Some(bytes);
             entry.last_heard_ms = Some(0);
+            entry.clock_ms = Some(wall_ms());
+            entry.skew_ms = Some(0);
             if let (Phase::Dual, Some(progress)) = (layout.phase, &*shared.progress.load()) {
                 entry.pulled = progress.done.load(Ordering::Relaxed) as u32;
                 entry.to_pull = progress.total.load(Ordering::Relaxed) as u32;
@@ -167,8 +169,13 @@ impl Service {
         let mut client = pb::location_client::LocationClient::new(channel);
         let mut request = Request::new(pb::StatusRequest { local: true });
         request.set_timeout(ASK_TIMEOUT);
+        let asked = wall_ms();
         let answer = tokio::time::timeout(ASK_TIMEOUT, client.status(request)).await.ok()?.ok()?;
-        answer.into_inner().nodes.into_iter().find(|node| node.id == id_bytes(member.id.0))
+        let half_way = asked.midpoint(wall_ms());
+        let mut nodes = answer.into_inner().nodes.into_iter();
+        let mut node = nodes.find(|node| node.id == id_bytes(member.id.0))?;
+        node.skew_ms = node.clock_ms.map(|theirs| theirs.wrapping_sub(half_way).cast_signed());
+        Some(node)
     }
 
     fn check_join(&self, request: &pb::JoinRequest) -> Result<Arc<Layout>, Status> {
@@ -262,6 +269,8 @@ impl LocationApi for Service {
                     node.bytes = answer.bytes;
                     node.pulled = answer.pulled;
                     node.to_pull = answer.to_pull;
+                    node.clock_ms = answer.clock_ms;
+                    node.skew_ms = answer.skew_ms;
                     node.last_heard_ms = Some(0);
                 }
             }

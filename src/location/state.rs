@@ -95,6 +95,16 @@ pub fn removed_from(vault: &dyn Vault) -> Result<Option<Arc<Layout>>, LocationEr
     load_layout(vault, REMOVED)
 }
 
+/// The id that a directory's node bears, as far as that can be read.
+pub fn whose(vault: &dyn Vault) -> Option<NodeId> {
+    parse_identity(&vault.load(IDENTITY).ok()??).map(|(id, _)| id)
+}
+
+/// The layout that a directory's node has installed.
+pub fn installed(vault: &dyn Vault) -> Result<Option<Arc<Layout>>, LocationError> {
+    load_layout(vault, LAYOUT)
+}
+
 impl NodeState {
     /// Wakes the node that the vault belongs to, or makes a new one: the generation is raised, and
     /// durable on return. A node that left its ring starts under a new id.

@@ -62,9 +62,8 @@ pub enum StorageError {
     },
 
     /// What was read is not what was written. Nothing changed. The disk's fault, or a program's
-    /// that wrote into our files: take the node out of the ring and let a fresh one copy from the
-    /// other replicas.
-    #[error("{what}; restore it from a backup or replace this node by an empty one")]
+    /// that wrote into our files: let a new node copy from the other replicas.
+    #[error("{what}; start with --replace to set the damaged data aside and join as a new node")]
     Corrupt {
         /// Which file or record, and what is wrong with it.
         what: String,

@@ -12,6 +12,7 @@ use crate::core::record::{Record, Version};
 use crate::core::replica_request::{Answer, Ask};
 use crate::core::token::{Epoch, Segment};
 use crate::core::write::{Action, Outcome, Terms, Write};
+use crate::location::wall_ms;
 use crate::replica::Request;
 use crate::wire::convert;
 use crate::wire::store::{ReadQuestion, WriteQuestion, question};
@@ -146,7 +147,7 @@ impl Store {
     ) -> Result<Coordinated<()>, tonic::Status> {
         let _turn = self.in_turn(terms, self.0.turns.write(&key)).await?;
         let layout = self.layout()?;
-        let hlc = self.replica()?.clock().tick(super::wall_ms());
+        let hlc = self.replica()?.clock().tick(wall_ms());
         self.cover_clock().await?;
         let version = Version { hlc, node: self.location().me().low() };
         let Content { value, content_type } = content;

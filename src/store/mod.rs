@@ -31,7 +31,7 @@ use crate::core::layout::Layout;
 use crate::core::node::NodeId;
 use crate::core::replica_request::Answer;
 use crate::location::state::NodeState;
-use crate::location::{Boxed, Holdings, Location, Progress, SegmentHost};
+use crate::location::{Boxed, Holdings, Location, Progress, SegmentHost, wall_ms};
 use crate::replica::Replica;
 use crate::storage::StorageError;
 use crate::storage::vault::Vault;
@@ -43,7 +43,7 @@ use link::Links;
 use room::{FreeSpace, Room};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use turns::Turns;
@@ -54,11 +54,6 @@ const MAX_IN_FLIGHT: usize = 8192;
 
 /// How often the clock's mark and the free space are looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-
-/// Milliseconds since 1970 by this machine's clock.
-fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
 
 struct Inner {
     engine: AnyEngine,

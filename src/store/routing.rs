@@ -12,6 +12,7 @@ use crate::core::node::{Liveness, NodeId};
 use crate::core::quorum::Consistency;
 use crate::core::token::Segment;
 use crate::core::write::{Outcome, Terms};
+use crate::location::wall_ms;
 use crate::wire::convert;
 use crate::wire::status;
 use crate::wire::store::{
@@ -252,7 +253,7 @@ impl Store {
                 let epoch = read.epoch;
                 let (record, achieved) = self.ended(read, segment, terms)?;
                 let record = record.ok_or_else(|| Status::not_found("no such key"))?;
-                let now = super::wall_ms();
+                let now = wall_ms();
                 let value = record.visible(now).cloned().ok_or_else(|| Status::not_found("no such key"))?;
                 answer::Answer::Get(GetResponse {
                     value,

@@ -3,6 +3,7 @@
 use crate::load::Load;
 use crate::rig::{Node, Rig, addresses, until};
 use std::fs;
+use std::path::PathBuf;
 use thrifty::core::layout::Phase;
 
 /// The folders in which data of removed nodes is kept.
@@ -85,4 +86,47 @@ fn a_joiner_whose_transition_is_given_up_asks_again() {
     nodes.extend([one, other]);
     rig.settled(&nodes);
     assert_eq!(kept(&rig), [""; 0]);
+}
+
+/// The files of a folder and of those in it.
+fn files(folder: PathBuf) -> Vec<PathBuf> {
+    let (folders, mut found): (Vec<PathBuf>, Vec<PathBuf>) =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).partition(|path| path.is_dir());
+    found.extend(folders.into_iter().flat_map(files));
+    found
+}
+
+#[test]
+fn a_damaged_directory_is_replaced_by_a_new_node() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(3);
+    let load = Load::start(&rig, &addresses(&nodes));
+    load.goes_on(50);
+    let mut dead = nodes.pop().unwrap();
+    let (peer, address, old) = (nodes[0].address(), dead.address(), id_of(&rig, &dead));
+    dead.kill();
+    drop(dead);
+    for file in files(rig.data("3").join("vault")) {
+        fs::write(file, "rotten").unwrap();
+    }
+    let mut broken = rig.node("3", &address, &["--peer", &peer]);
+    broken.says("--replace");
+    assert_eq!(broken.end(), Some(4));
+    // What it was can't be read any more, so it has to be said.
+    let replace = format!("--replace={old}");
+    let mut new = rig.node("3", &address, &["--peer", &peer, &replace]);
+    new.says("joined ring");
+    nodes.push(new);
+    rig.settled(&nodes);
+    assert_eq!(kept(&rig), ["3.removed-1"]);
+    // With the same options it goes on as what it is now.
+    let id = id_of(&rig, &nodes[2]);
+    let again = nodes.pop().unwrap().start_again();
+    nodes.push(again);
+    rig.settled(&nodes);
+    assert_eq!(id_of(&rig, &nodes[2]), id);
+    assert_eq!(kept(&rig), ["3.removed-1"]);
+    load.goes_on(50);
+    load.finish(&rig).nothing_missing(&rig, &addresses(&nodes));
+    rig.tool("storectl", &["--peer", &peer, "verify", "--wait", "30"]).silent();
 }

@@ -22,7 +22,9 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<PlaceError>() {
         return Some(match error {
             PlaceError::InUse(_) | PlaceError::Unbound { .. } | PlaceError::NoPort => UNAVAILABLE,
-            PlaceError::OtherKind { .. } | PlaceError::OtherRing { .. } => CONFLICT,
+            PlaceError::OtherKind { .. } | PlaceError::OtherRing { .. } | PlaceError::Sound { .. } => {
+                CONFLICT
+            }
         });
     }
     if let Some(error) = cause.downcast_ref::<DataDirError>() {

@@ -123,7 +123,7 @@ async fn live(
     again: Option<SocketAddr>,
     inbox: &mut mpsc::Receiver<Command>,
 ) -> anyhow::Result<Life> {
-    let Place { listener, address, directory } = place::choose(kind, options, again).await?;
+    let Place { listener, address, directory, replaces } = place::choose(kind, options, again).await?;
     let bound = listener.local_addr().context("the bound address can't be read")?;
     let vault: Arc<dyn Vault> = match &directory {
         Some(directory) => Arc::new(directory.vault()),
@@ -149,7 +149,7 @@ async fn live(
             Role::Store { engine, free_space }
         }
     };
-    let config = LocationConfig { kind, ..options.location_config() };
+    let config = LocationConfig { kind, ..options.location_config(replaces) };
     let node = Node { address, state, durable: directory.is_some(), config, role };
     // The node gets a channel of its own, so that it can be run again.
     let (commands, own) = mpsc::channel(4);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use thrifty::core::layout::{Kind, MAX_NAME_BYTES, MAX_WEIGHT, Replicas};
-use thrifty::core::node::Address;
+use thrifty::core::node::{Address, NodeId};
 use thrifty::core::token::SegmentCount;
 use thrifty::core::transition::Patience;
 use thrifty::location::LocationConfig;
@@ -77,6 +77,12 @@ pub(crate) struct Options {
     /// Where to keep the data. [default: ./thrifty-data/PORT]
     #[arg(long, value_name = "DIR", env = "THRIFTY_DATA_DIR", conflicts_with = "memory")]
     pub(crate) data_dir: Option<PathBuf>,
+
+    /// Start as a new node in place of one that is gone for good, and have that one removed from the
+    /// ring. With --replace=ID its directory is set aside if this is it; without an ID only a
+    /// directory that is damaged is
+    #[arg(long, value_name = "ID", num_args = 0..=1, require_equals = true, conflicts_with = "memory")]
+    pub(crate) replace: Option<Option<NodeId>>,
 
     /// Keep everything in memory only: the data is gone when enough nodes are.
     #[arg(long)]
@@ -226,6 +232,11 @@ impl Parsed {
         if options.ring.is_empty() {
             return Err(Usage("the ring's name is empty".into()));
         }
+        if options.replace.is_some() && options.data_dir.is_none() && listen.is_none() {
+            return Err(Usage(
+                "with --replace, say whose directory is meant with --port or --data-dir".into(),
+            ));
+        }
         let threads = options.threads.map(usize::from);
         let on_term = match options.on_term {
             OnTerm::Leave => Command::Leave,
@@ -234,8 +245,10 @@ impl Parsed {
         Ok(Parsed { listen, peers, threads, on_term, options })
     }
 
-    pub(crate) fn location_config(&self) -> LocationConfig {
+    /// `replaces` is the member whose place this node takes.
+    pub(crate) fn location_config(&self, replaces: Option<NodeId>) -> LocationConfig {
         LocationConfig {
+            replaces,
             ring_name: self.ring.clone(),
             replicas: self.replicas,
             segments: self.segments,

@@ -10,11 +10,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use thrifty::core::layout::Kind;
-use thrifty::core::node::Address;
-use thrifty::location::state::{Memory, peek, removed_from, save_departure};
+use thrifty::core::layout::{Kind, Layout};
+use thrifty::core::node::{Address, NodeId};
+use thrifty::location::state::{Memory, installed, peek, removed_from, save_departure, whose};
 use thrifty::news;
+use thrifty::storage::StorageError;
 use thrifty::storage::data_dir::{DataDir, DataDirError};
+use thrifty::storage::disk::DiskEngine;
 use thrifty::wire::channel::LOOPBACK_PORTS;
 use tokio::net::TcpListener;
 
@@ -64,6 +66,18 @@ pub(crate) enum PlaceError {
         /// That ring.
         ring: String,
     },
+
+    /// The directory is not damaged.
+    #[error(
+        "{} is sound: leave --replace out to go on with it, or give its data up with --replace={id}",
+        path.display()
+    )]
+    Sound {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        id: NodeId,
+    },
 }
 
 /// A bound listener, and the directory that goes with it.
@@ -71,6 +85,8 @@ pub(crate) struct Place {
     pub(crate) listener: TcpListener,
     pub(crate) address: Address,
     pub(crate) directory: Option<Arc<DataDir>>,
+    /// The member whose place is taken.
+    pub(crate) replaces: Option<NodeId>,
 }
 
 /// Chooses; `again` is where the node listened that starts over in the same process.
@@ -131,22 +147,57 @@ pub(crate) async fn choose(kind: Kind, options: &Parsed, again: Option<SocketAdd
 }
 
 fn place(options: &Parsed, listener: TcpListener, directory: Option<DataDir>) -> anyhow::Result<Place> {
-    let directory = directory.map(renewed).transpose()?;
+    let (directory, replaces) = match (directory, options.replace) {
+        (Some(directory), Some(of)) => replaced(directory, of).map(|(new, id)| (Some(new), id))?,
+        (directory, _) => (directory.map(renewed).transpose()?, None),
+    };
     let bound = listener.local_addr().context("the bound address can't be read")?;
     let address = options.advertise.clone().unwrap_or_else(|| bound.into());
-    Ok(Place { listener, address, directory: directory.map(Arc::new) })
+    Ok(Place { listener, address, directory: directory.map(Arc::new), replaces })
 }
 
-/// The directory itself; or, if its node was removed from its ring, a new one in its place. The old
-/// one is set aside.
+/// The directory itself; or, if its node was removed from its ring, a new one in its place.
 fn renewed(directory: DataDir) -> anyhow::Result<DataDir> {
-    let Some(last) = removed_from(&directory.vault())? else { return Ok(directory) };
+    match removed_from(&directory.vault())? {
+        Some(last) => start_over(directory, Some(&last)),
+        None => Ok(directory),
+    }
+}
+
+/// Sets a directory aside for a new one in its place, whose node looks for the ring of this layout.
+fn start_over(directory: DataDir, last: Option<&Layout>) -> anyhow::Result<DataDir> {
     let path = directory.path().to_owned();
     let aside = directory.set_aside()?;
-    news!("the data of the node that was removed is kept in {}", aside.display());
+    news!("the data of the node that was here is kept in {}", aside.display());
     let directory = DataDir::open(&path)?;
-    save_departure(&directory.vault(), &last)?;
+    if let Some(last) = last {
+        save_departure(&directory.vault(), last)?;
+    }
     Ok(directory)
+}
+
+/// With `--replace`: a directory for a new node, and the member that is to be removed for it. Started
+/// again with the same options, it finds its own new directory and keeps it.
+fn replaced(directory: DataDir, of: Option<NodeId>) -> anyhow::Result<(DataDir, Option<NodeId>)> {
+    let vault = directory.vault();
+    let (here, last) = (whose(&vault), removed_from(&vault).or_else(|_damaged| installed(&vault)));
+    let last = last.ok().flatten();
+    if of.is_some() && here == of {
+        return Ok((start_over(directory, last.as_deref())?, of));
+    }
+    let damaged = peek(&vault).is_err() || is_damaged(DiskEngine::open(directory.engine_path()));
+    match (damaged, of) {
+        (true, _) => Ok((start_over(directory, last.as_deref())?, of.or(here))),
+        (false, Some(_)) => Ok((renewed(directory)?, of)),
+        (false, None) => match here {
+            Some(id) => Err(PlaceError::Sound { path: directory.path().to_owned(), id }.into()),
+            None => Ok((directory, None)),
+        },
+    }
+}
+
+fn is_damaged(opened: Result<DiskEngine, StorageError>) -> bool {
+    matches!(opened, Err(StorageError::Corrupt { .. } | StorageError::Foreign { .. }))
 }
 
 fn of_port(port: u16) -> PathBuf {
@@ -169,7 +220,11 @@ fn unused(path: &Path) -> anyhow::Result<Option<DataDir>> {
 /// Whether a directory can be this node's: of the same kind and ring, or new.
 fn fits(kind: Kind, options: &Parsed, directory: &DataDir) -> anyhow::Result<()> {
     let path = directory.path();
-    let (memory, ring) = peek(&directory.vault()).with_context(|| format!("{}", path.display()))?;
+    let peeked = peek(&directory.vault());
+    if peeked.is_err() && options.replace.is_some() {
+        return Ok(());
+    }
+    let (memory, ring) = peeked.with_context(|| format!("{}", path.display()))?;
     let of = match memory {
         Memory::Fresh => return Ok(()),
         Memory::Member(of) | Memory::Left(of) | Memory::Removed(of) => of,

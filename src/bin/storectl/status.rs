@@ -81,7 +81,7 @@ fn headline(status: &StatusResponse, stuck: usize) -> String {
 
 fn table(status: &StatusResponse) -> Table {
     let moving = phase(status) != Phase::Stable || status.nodes.iter().any(|n| n.to_pull > 0);
-    let mut header = vec!["node", "address", "state", "segments", "keys", "bytes", "last heard"];
+    let mut header = vec!["node", "address", "state", "segments", "keys", "bytes", "clock", "last heard"];
     header.extend(moving.then_some("gathered"));
     let mut table = fresh_table(&header);
     for node in &status.nodes {
@@ -97,6 +97,7 @@ fn table(status: &StatusResponse) -> Table {
             right(node.segments.to_string()),
             right(node.keys.map_or("?".into(), |n| n.to_string())),
             right(node.bytes.map_or("?".into(), bytes)),
+            right(node.skew_ms.map_or("?".into(), skew)),
             right(node.last_heard_ms.map_or("never".into(), ago)),
         ];
         row.extend(moving.then(|| right(format!("{}/{}", node.pulled, node.to_pull))));
@@ -111,6 +112,17 @@ fn right(text: String) -> Cell {
 
 fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
+}
+
+/// How far a clock is off: what a network's delays can explain is nothing.
+fn skew(ms: i64) -> String {
+    let seconds = ms as f64 / 1000.0;
+    match ms.unsigned_abs() {
+        0..100 => "ok".into(),
+        100..10_000 => format!("{seconds:+.1} s"),
+        10_000..7_200_000 => format!("{seconds:+.0} s"),
+        _ => format!("{:+.1} h", seconds / 3600.0),
+    }
 }
 
 /// A length of time in the largest unit that leaves a number above one.
@@ -129,6 +141,7 @@ fn as_json(status: &StatusResponse, stuck: usize) -> Value {
             "id": member::id(n).to_string(), "address": n.address, "state": state(n), "segments": n.segments,
             "keys": n.keys, "bytes": n.bytes, "last_heard_ms": n.last_heard_ms, "zone": n.zone,
             "weight": n.weight, "durable": n.durable, "pulled": n.pulled, "to_pull": n.to_pull,
+            "skew_ms": n.skew_ms,
         })
     };
     json!({
