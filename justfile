@@ -15,6 +15,11 @@ test:
 stories:
     cargo test --test it
 
+# Real processes killed, hung and cut off from each other: `just torture 1000 1000000`.
+torture kills="1000" keys="1000000":
+    THRIFTY_TORTURE_KILLS={{kills}} THRIFTY_TORTURE_KEYS={{keys}} \
+        cargo test --release --test it torture -- --nocapture
+
 # Simulate many rings: `just simulate 20000 0`.
 simulate seeds="20000" first="0":
     THRIFTY_SIM_SEEDS={{seeds}} THRIFTY_SIM_FIRST_SEED={{first}} \

@@ -21,4 +21,5 @@ mod services;
 mod stories_change;
 mod stories_crash;
 mod stories_start;
+mod torture;
 mod wrong_start;

@@ -66,10 +66,13 @@ fn program(name: &str) -> &'static str {
     }
 }
 
-/// A program about to be started in a folder. What the tester's own shell says of rings must not
-/// reach it.
-fn command(name: &str, folder: &Path) -> Command {
-    let mut command = Command::new(program(name));
+/// A program about to be started in a folder, and in a network namespace if one is named. What the
+/// tester's own shell says of rings must not reach it.
+fn command(name: &str, folder: &Path, namespace: Option<&str>) -> Command {
+    let mut command = Command::new(namespace.map_or(program(name), |_| "ip"));
+    if let Some(namespace) = namespace {
+        command.args(["netns", "exec", namespace, program(name)]);
+    }
     command.current_dir(folder);
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("THRIFTY_") {
@@ -176,7 +179,11 @@ impl Rig {
 
     /// Starts a server with just these arguments.
     pub(crate) fn spawn(&self, name: &str, arguments: &[&str]) -> Node<'_> {
-        let mut command = command(name, self.folder());
+        self.spawn_in(None, name, arguments)
+    }
+
+    fn spawn_in(&self, namespace: Option<&str>, name: &str, arguments: &[&str]) -> Node<'_> {
+        let mut command = command(name, self.folder(), namespace);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let number = lock(&self.logs).len() + 1;
@@ -197,6 +204,7 @@ impl Rig {
         Node {
             rig: self,
             name: String::new(),
+            namespace: namespace.map(str::to_owned),
             options: Vec::new(),
             child,
             log,
@@ -213,13 +221,24 @@ impl Rig {
 
     /// Starts a store's node in this place, with its data in a folder of this name.
     pub(crate) fn node(&self, name: &str, listen: &str, arguments: &[&str]) -> Node<'_> {
+        self.node_in(None, name, listen, arguments)
+    }
+
+    /// The same in a network namespace, if one is named.
+    pub(crate) fn node_in(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        listen: &str,
+        arguments: &[&str],
+    ) -> Node<'_> {
         let data = self.data(name);
         let mut all = vec!["--listen", listen, "--ring", &self.ring];
         if !arguments.contains(&"--memory") {
             all.extend(["--data-dir", data.to_str().unwrap()]);
         }
         all.extend(arguments);
-        let mut node = self.spawn("storeserver", &all);
+        let mut node = self.spawn_in(namespace, "storeserver", &all);
         name.clone_into(&mut node.name);
         node.options = arguments.iter().map(|&argument| argument.to_owned()).collect();
         node
@@ -257,7 +276,7 @@ impl Rig {
 
     /// Runs a tool to its end, with this on its stdin.
     pub(crate) fn tool_fed(&self, name: &str, arguments: &[&str], stdin: &[u8]) -> Ran {
-        let mut command = command(name, self.folder());
+        let mut command = command(name, self.folder(), None);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // A tool that has read enough closes its end, and is right to.
@@ -381,6 +400,8 @@ pub(crate) struct Node<'r> {
     rig: &'r Rig,
     /// That of its folder, if it was given one.
     name: String,
+    /// The network namespace it runs in, if it isn't the tester's.
+    namespace: Option<String>,
     /// Those of its arguments that it gets again.
     options: Vec<String>,
     child: Child,
@@ -454,6 +475,13 @@ impl Node<'_> {
         self.end();
     }
 
+    /// Asserts that it has not ended by itself.
+    #[track_caller]
+    pub(crate) fn still_runs(&mut self) {
+        let ended = self.try_end();
+        assert!(ended.is_none(), "{} ended by itself ({ended:?}):\n{}", self.log.name, self.stderr());
+    }
+
     fn try_end(&mut self) -> Option<ExitStatus> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().unwrap();
@@ -490,8 +518,10 @@ impl Node<'_> {
     pub(crate) fn start_again(self) -> Self {
         let (rig, name, address, options) =
             (self.rig, self.name.clone(), self.address(), self.options.clone());
+        let namespace = self.namespace.clone();
         drop(self);
-        rig.node(&name, &address, &options.iter().map(String::as_str).collect::<Vec<_>>())
+        let options: Vec<_> = options.iter().map(String::as_str).collect();
+        rig.node_in(namespace.as_deref(), &name, &address, &options)
     }
 }
 

@@ -1,0 +1,213 @@
+//! Writers and readers that never stop, and the reading back at the end.
+
+use crate::rig::{PATIENCE, Rig, until};
+use crate::torture::history::{History, Op};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use thrifty::client::{Client, ClientConfig};
+use tokio::task::JoinHandle;
+
+/// Writers of unique keys: enough that at every moment some writes are under way.
+const WRITERS: usize = 16;
+
+/// Keys that several write and read at a time.
+const CONTENDED_KEYS: u64 = 8;
+
+/// Who writes, and who reads, these.
+const CONTENDERS: usize = 3;
+
+/// Who reads back when all is over.
+const LAST_READERS: usize = 64;
+
+/// How long one request may take: longer than it takes the ring to see that a node is dead.
+const TRY: Duration = Duration::from_secs(2);
+
+/// Before a process that was refused asks again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Between two requests for contended keys, so that they don't make up the whole history.
+const BREATH: Duration = Duration::from_millis(5);
+
+struct Shared {
+    history: Arc<History>,
+    stop: AtomicBool,
+    /// Names of unique keys given out.
+    keys: AtomicU64,
+    /// Unique keys acknowledged, and how many there may be for now.
+    acknowledged: AtomicU64,
+    wanted: AtomicU64,
+    processes: AtomicUsize,
+}
+
+/// Processes at work.
+pub(crate) struct Work {
+    shared: Arc<Shared>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+fn client(rig: &Rig, seeds: &[String]) -> Arc<Client> {
+    Arc::new(rig.client_with(seeds, ClientConfig { timeout: TRY, ..ClientConfig::default() }))
+}
+
+impl Work {
+    /// Starts all, by way of these nodes first. Unique keys are written only as far as they are
+    /// wanted.
+    pub(crate) fn start(rig: &Rig, seeds: &[String], history: Arc<History>) -> Self {
+        let shared = Arc::new(Shared {
+            history,
+            stop: AtomicBool::new(false),
+            keys: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            processes: AtomicUsize::new(0),
+        });
+        let process = || Process {
+            number: shared.processes.fetch_add(1, Ordering::Relaxed),
+            client: client(rig, seeds),
+            shared: shared.clone(),
+        };
+        let mut tasks = Vec::new();
+        for _ in 0..WRITERS {
+            tasks.push(rig.runtime().spawn(process().writes_unique_keys()));
+        }
+        for _ in 0..CONTENDERS {
+            tasks.push(rig.runtime().spawn(process().contends(Op::Write)));
+            tasks.push(rig.runtime().spawn(process().contends(Op::Read)));
+        }
+        tasks.push(rig.runtime().spawn(process().reads_unique_keys()));
+        Work { shared, tasks }
+    }
+
+    /// Unique keys acknowledged so far.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.shared.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Lets so many unique keys be written in all.
+    pub(crate) fn wants(&self, keys: u64) {
+        self.shared.wanted.store(keys, Ordering::Relaxed);
+    }
+
+    /// Waits until so many are.
+    #[track_caller]
+    pub(crate) fn reaches(&self, keys: u64) {
+        until(&format!("{keys} unique keys are written"), || (self.acknowledged() >= keys).then_some(()));
+    }
+
+    /// Ends all, and reads every key that was ever written, at QUORUM. What can't be read within
+    /// the patience of a test is missing in the history.
+    pub(crate) fn read_back(mut self, rig: &Rig, seeds: &[String]) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks.drain(..) {
+            rig.wait(task).unwrap();
+        }
+        let shared = &self.shared;
+        shared.history.note("healed");
+        let names: Arc<Vec<String>> = Arc::new(
+            (0..shared.keys.load(Ordering::Relaxed))
+                .map(unique)
+                .chain((0..CONTENDED_KEYS).map(contended))
+                .collect(),
+        );
+        let next = Arc::new(AtomicUsize::new(0));
+        let readers: Vec<_> = (0..LAST_READERS)
+            .map(|_| {
+                let process = Process {
+                    number: shared.processes.fetch_add(1, Ordering::Relaxed),
+                    client: client(rig, seeds),
+                    shared: shared.clone(),
+                };
+                let (names, next) = (names.clone(), next.clone());
+                rig.runtime().spawn(async move {
+                    while let Some(key) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let end = Instant::now() + PATIENCE;
+                        while !process.read(key).await && Instant::now() < end {
+                            tokio::time::sleep(PAUSE).await;
+                        }
+                    }
+                })
+            })
+            .collect();
+        for reader in readers {
+            rig.wait(reader).unwrap();
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn unique(number: u64) -> String {
+    format!("u/{number}")
+}
+
+fn contended(number: u64) -> String {
+    format!("c/{number}")
+}
+
+/// One that does one thing after the other.
+struct Process {
+    number: usize,
+    client: Arc<Client>,
+    shared: Arc<Shared>,
+}
+
+impl Process {
+    fn goes_on(&self) -> bool {
+        !self.shared.stop.load(Ordering::Relaxed)
+    }
+
+    async fn write(&self, key: &str) -> bool {
+        let call = self.shared.history.invoke(self.number, Op::Write, key);
+        let result = self.client.put(key.to_owned(), call.value()).await;
+        self.shared.history.wrote(call, &result);
+        result.is_ok()
+    }
+
+    async fn read(&self, key: &str) -> bool {
+        let call = self.shared.history.invoke(self.number, Op::Read, key);
+        let result = self.client.get(key.to_owned()).await;
+        self.shared.history.read(call, &result);
+        result.is_ok()
+    }
+
+    async fn writes_unique_keys(self) {
+        let shared = &self.shared;
+        while self.goes_on() {
+            let wanted = shared.wanted.load(Ordering::Relaxed);
+            if shared.acknowledged.load(Ordering::Relaxed) >= wanted {
+                tokio::time::sleep(BREATH).await;
+                continue;
+            }
+            // A key that was refused is not tried again: it must never appear.
+            if self.write(&unique(shared.keys.fetch_add(1, Ordering::Relaxed))).await {
+                shared.acknowledged.fetch_add(1, Ordering::Relaxed);
+            } else {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    async fn reads_unique_keys(self) {
+        while self.goes_on() {
+            let keys = self.shared.keys.load(Ordering::Relaxed);
+            let fine = keys == 0 || self.read(&unique(rand::random_range(0..keys))).await;
+            tokio::time::sleep(if fine { BREATH } else { PAUSE }).await;
+        }
+    }
+
+    async fn contends(self, op: Op) {
+        while self.goes_on() {
+            let key = contended(rand::random_range(0..CONTENDED_KEYS));
+            let fine = match op {
+                Op::Write => self.write(&key).await,
+                Op::Read => self.read(&key).await,
+            };
+            tokio::time::sleep(if fine { BREATH } else { PAUSE }).await;
+        }
+    }
+}
