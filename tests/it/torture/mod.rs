@@ -193,7 +193,7 @@ impl<'r> Torture<'r> {
 
     /// Lets a random time of this range pass, far more often a short one.
     fn pass(&mut self, milliseconds: RangeInclusive<u64>) {
-        let shortest = (0..3).map(|_| self.rng.random_range(milliseconds.clone())).min();
+        let shortest = (0..4).map(|_| self.rng.random_range(milliseconds.clone())).min();
         std::thread::sleep(Duration::from_millis(shortest.unwrap()));
     }
 
