@@ -130,8 +130,10 @@ fn explained(status: Status, address: &Address) -> Status {
     if std::error::Error::source(&status).is_none() {
         return status;
     }
+    if never_sent(&status) {
+        return crate::wire::status::unavailable(format!("can't connect to {address}"));
+    }
     let message = match status.code() {
-        _ if never_sent(&status) => format!("can't connect to {address}"),
         Code::Cancelled | Code::DeadlineExceeded => format!("{address} did not answer in time"),
         _ => format!("the connection to {address} broke"),
     };

@@ -3,7 +3,7 @@
 use crate::rig::{Rig, addresses, until};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
-use thrifty::client::ClientConfig;
+use thrifty::client::{ClientConfig, ClientError};
 
 #[test]
 fn who_was_answered_does_not_wait_for_a_newer_layout() {
@@ -46,4 +46,15 @@ fn a_request_ends_in_time_though_no_layout_comes() {
     let refused = rig.wait(client.put(key.unwrap(), "value")).unwrap_err();
     // One address that never answers costs the fetch of a layout a second.
     assert!(began.elapsed() < Duration::from_millis(800), "{:?} for {refused}", began.elapsed());
+}
+
+#[test]
+fn a_write_that_reached_nobody_did_nothing() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(1);
+    let timeout = Duration::from_millis(200);
+    let client = rig.client_with(&addresses(&nodes), ClientConfig { timeout, ..ClientConfig::default() });
+    nodes[0].kill();
+    let refused = rig.wait(client.put("a", "apple")).unwrap_err();
+    assert!(matches!(refused, ClientError::Unavailable(_)), "{refused:?}");
 }

@@ -97,6 +97,24 @@ fn files(folder: PathBuf) -> Vec<PathBuf> {
 }
 
 #[test]
+fn a_member_without_its_engine_does_not_start_empty() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(2);
+    let (mut dead, peer) = (nodes.pop().unwrap(), nodes[0].address());
+    let address = dead.address();
+    dead.kill();
+    drop(dead);
+    fs::remove_dir_all(rig.data("2").join("engine")).unwrap();
+    let mut empty = rig.node("2", &address, &["--peer", &peer]);
+    empty.says("is missing");
+    assert_eq!(empty.end(), Some(4));
+    drop(empty);
+    let mut new = rig.node("2", &address, &["--peer", &peer, "--replace"]);
+    new.says("looking for that ring");
+    assert_eq!(kept(&rig), ["2.removed-1"]);
+}
+
+#[test]
 fn a_damaged_directory_is_replaced_by_a_new_node() {
     let rig = Rig::new();
     let mut nodes = rig.ring_of(3);

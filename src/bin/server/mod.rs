@@ -18,6 +18,7 @@ use thrifty::location::state::{NodeState, removed_from, save_departure};
 use thrifty::location::{Departure, LocationConfig};
 use thrifty::news;
 use thrifty::node::{self, Command, Node, Role};
+use thrifty::storage::StorageError;
 use thrifty::storage::data_dir::DataDir;
 use thrifty::storage::disk::DiskEngine;
 use thrifty::storage::engine::Engine;
@@ -140,6 +141,11 @@ async fn live(
         Kind::Location => Role::Location,
         Kind::Store => {
             let engine: Arc<dyn Engine> = match &directory {
+                Some(directory) if state.layout.is_some() && !directory.engine_path().exists() => {
+                    bail!(StorageError::Corrupt {
+                        what: format!("{} is missing, and held keys", directory.engine_path().display()),
+                    })
+                }
                 Some(directory) => Arc::new(DiskEngine::open(directory.engine_path())?),
                 None => Arc::new(MemoryEngine::new()),
             };

@@ -180,12 +180,16 @@ fn start_over(directory: DataDir, last: Option<&Layout>) -> anyhow::Result<DataD
 /// again with the same options, it finds its own new directory and keeps it.
 fn replaced(directory: DataDir, of: Option<NodeId>) -> anyhow::Result<(DataDir, Option<NodeId>)> {
     let vault = directory.vault();
-    let (here, last) = (whose(&vault), removed_from(&vault).or_else(|_damaged| installed(&vault)));
-    let last = last.ok().flatten();
+    let here = whose(&vault);
+    let last = removed_from(&vault).ok().flatten().or_else(|| installed(&vault).ok().flatten());
     if of.is_some() && here == of {
         return Ok((start_over(directory, last.as_deref())?, of));
     }
-    let damaged = peek(&vault).is_err() || is_damaged(DiskEngine::open(directory.engine_path()));
+    let damaged = match peek(&vault) {
+        Ok((Memory::Member(Kind::Store), _)) => is_damaged(&directory.engine_path()),
+        Ok(_) => false,
+        Err(_) => true,
+    };
     match (damaged, of) {
         (true, _) => Ok((start_over(directory, last.as_deref())?, of.or(here))),
         (false, Some(_)) => Ok((renewed(directory)?, of)),
@@ -196,8 +200,9 @@ fn replaced(directory: DataDir, of: Option<NodeId>) -> anyhow::Result<(DataDir, 
     }
 }
 
-fn is_damaged(opened: Result<DiskEngine, StorageError>) -> bool {
-    matches!(opened, Err(StorageError::Corrupt { .. } | StorageError::Foreign { .. }))
+fn is_damaged(engine: &Path) -> bool {
+    let opened = || DiskEngine::open(engine);
+    !engine.exists() || matches!(opened(), Err(StorageError::Corrupt { .. } | StorageError::Foreign { .. }))
 }
 
 fn of_port(port: u16) -> PathBuf {
