@@ -79,7 +79,9 @@ pub(super) async fn run(store: Store) {
             continue;
         }
         match round(&store, &mut |_| ()).await {
-            Ok(tally) if tally.keys > 0 => news!("caught up on {} keys", tally.keys),
+            Ok(tally) if tally.keys > 0 => {
+                news!("caught up on {} keys: {} KiB compared and pulled", tally.keys, tally.bytes >> 10);
+            }
             Ok(_) => {}
             Err(status) => tracing::debug!(%status, "comparing with other owners was given up"),
         }
