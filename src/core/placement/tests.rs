@@ -1,5 +1,7 @@
+use super::shares::{shares, weights, zones};
 use super::*;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 
 type Table = Vec<Vec<u16>>;
 
