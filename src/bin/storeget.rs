@@ -21,7 +21,7 @@ Examples:
   storeget --peer 10.0.0.5:9900 a       from the ring that this node is a member of
   storeget photo > photo.jpg            byte for byte; a newline is added on a terminal only
   storeget --consistency one a          ask one owner: faster, perhaps stale
-  storeget --json a                     value, version and consistency
+  storeget --json a                     value, version, consistency, and when it expires
 
 Exit codes: 0 found, 1 no such key, 2 wrong usage, 3 unavailable, 4 another kind of ring.";
 
@@ -69,6 +69,9 @@ fn as_json(found: &Found) -> Value {
     match std::str::from_utf8(&found.value) {
         Ok(text) => object["value"] = text.into(),
         Err(_) => object["value_base64"] = base64(&found.value).into(),
+    }
+    if let Some(at) = found.expires_at_ms {
+        object["expires_at_ms"] = at.into();
     }
     if !found.content_type.is_empty() {
         object["content_type"] = found.content_type.as_str().into();

@@ -11,7 +11,9 @@ use common::options::{Care, Connect};
 use common::{Exit, Failure};
 use std::io::Read;
 use std::process::ExitCode;
+use thrifty::client::PutOptions;
 use thrifty::core::record::MAX_VALUE_BYTES;
+use thrifty::core::ttl::Ttl;
 use thrifty::wire::convert;
 
 const TOOL: &str = "storeput";
@@ -22,6 +24,7 @@ Examples:
   storeput --peer 10.0.0.5:9900 a apple     in the ring that this node is a member of
   storeput photo - < photo.jpg              the value is what stdin says, byte for byte
   storeput --strict --timeout 2 a apple     fail unless a majority of the owners stored it
+  storeput --ttl 30m session xyz            gone after half an hour
   storeput a -- --apple                     after `--`, nothing is an option
 
 Exit codes: 0 stored, 2 wrong usage, 3 unavailable (nothing stored), 4 conflict, 5 outcome unknown.";
@@ -37,6 +40,10 @@ struct Cli {
     /// The value, up to 1 MiB; `-` reads it from stdin
     #[arg(allow_negative_numbers = true)]
     value: String,
+
+    /// Keep the value for so long only: a number and a unit (ms, s, m, h, d), at most 36500d
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<Ttl>,
 
     #[command(flatten)]
     connect: Connect,
@@ -57,7 +64,8 @@ async fn put(cli: Cli) -> Result<(), Failure> {
     let (key, value) = (cli.key.into_bytes().into(), value(cli.value)?.into());
     let wrong = |error: convert::Malformed| Failure::new(Exit::Usage, error.to_string());
     convert::key(&key).and_then(|()| convert::value(&value, "")).map_err(wrong)?;
-    let written = cli.connect.store(&cli.care).await?.put(key, value).await?;
+    let options = PutOptions { ttl: cli.ttl, ..PutOptions::default() };
+    let written = cli.connect.store(&cli.care).await?.put_with(key, value, options).await?;
     cli.care.check(TOOL, "stored", written.consistency);
     if cli.json {
         let (version, consistency) = (written.version.to_string(), written.consistency.name());

@@ -20,6 +20,7 @@ use crate::core::layout::{Kind, Layout};
 use crate::core::node::{Address, NodeId};
 use crate::core::quorum::Consistency;
 use crate::core::record::Version;
+use crate::core::ttl::Ttl;
 use crate::wire::channel::{self, LOOPBACK_PORTS};
 use crate::wire::location::location_client::LocationClient;
 use crate::wire::location::{self as pb, ProbeRequest};
@@ -111,6 +112,15 @@ pub struct Written {
     pub consistency: Consistency,
 }
 
+/// What is to be kept beside a value. The default is nothing, and for ever.
+#[derive(Clone, Debug, Default)]
+pub struct PutOptions {
+    /// For how long the value is to be kept; `None` = for ever.
+    pub ttl: Option<Ttl>,
+    /// What kind of bytes the value is (a MIME type), at most 255 bytes.
+    pub content_type: String,
+}
+
 /// What a get found.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -120,6 +130,8 @@ pub struct Found {
     pub version: Version,
     /// As its writer said; may be empty.
     pub content_type: String,
+    /// When it expires, in milliseconds since 1970; `None` = never.
+    pub expires_at_ms: Option<u64>,
     /// How many owners agreed on it.
     pub consistency: Consistency,
 }
@@ -213,9 +225,24 @@ impl Client {
 
     /// Stores a value under a key.
     pub async fn put(&self, key: impl Into<Bytes>, value: impl Into<Bytes>) -> Result<Written, ClientError> {
-        let (key, value) = (key.into(), value.into());
-        let request =
-            PutRequest { key: key.clone(), value, options: self.options(), content_type: String::new() };
+        self.put_with(key, value, PutOptions::default()).await
+    }
+
+    /// Stores a value under a key, with more to be said of it.
+    pub async fn put_with(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+        options: PutOptions,
+    ) -> Result<Written, ClientError> {
+        let (key, PutOptions { ttl, content_type }) = (key.into(), options);
+        let request = PutRequest {
+            key: key.clone(),
+            value: value.into(),
+            options: self.options(),
+            content_type,
+            ttl_ms: ttl.map(Ttl::as_ms),
+        };
         let response = self
             .call(&key, request, |channel, request| async move { store(channel).put(request).await })
             .await?;
@@ -240,6 +267,7 @@ impl Client {
                     value: response.value,
                     version: convert::version(response.version),
                     content_type: response.content_type,
+                    expires_at_ms: response.expires_at_ms,
                     consistency: achieved(response.consistency),
                 }))
             }

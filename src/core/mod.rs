@@ -22,4 +22,5 @@ pub mod record;
 pub mod replica_request;
 pub mod token;
 pub mod transition;
+pub mod ttl;
 pub mod write;

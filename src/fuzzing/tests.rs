@@ -159,6 +159,7 @@ fn store_seeds() -> Vec<Seed> {
         value: Bytes::from_static(b"apple"),
         options,
         content_type: "text/plain".into(),
+        ttl_ms: Some(30_000),
     };
     let ask = |number, ask| sp::Question { number, ask: Some(ask) };
     let forward =
@@ -199,6 +200,7 @@ fn store_seeds() -> Vec<Seed> {
         content_type: "text/plain".into(),
         consistency: 2,
         epoch: 5,
+        expires_at_ms: Some(99),
     };
     let all = [
         ("put", told(0, &put)),

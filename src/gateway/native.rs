@@ -7,7 +7,8 @@
 //! | `DELETE /v1/kv/KEY` | 204 |
 //! | `GET /livez`, `/readyz` | 200; `/readyz` 503 until the node is part of a ring |
 //!
-//! `?consistency=one|quorum|all` says how many owners must answer. Keys are percent-encoded. An
+//! `?consistency=one|quorum|all` says how many owners must answer, `?ttl=30s` on a write for how long the value
+//! is kept (in ms, s, m, h or d). Keys are percent-encoded. An
 //! outcome that is unknown is 504, "nothing was done" is 503 with Retry-After.
 //!
 //! Every request must name a host that is an IP address or `localhost`, and none may come from a
@@ -15,6 +16,7 @@
 //! machine.
 
 use crate::core::record::MAX_VALUE_BYTES;
+use crate::core::ttl::Ttl;
 use crate::store::Store;
 use crate::wire::convert;
 use crate::wire::status;
@@ -80,6 +82,12 @@ fn options(query: &HashMap<String, String>) -> Result<Option<Options>, Failed> {
     Ok(Some(Options { consistency: consistency.into(), fallback_to_one: false }))
 }
 
+/// For how long a value is to be kept, in milliseconds.
+fn ttl_ms(query: &HashMap<String, String>) -> Result<Option<u64>, Failed> {
+    let ttl = query.get("ttl").map(|text| text.parse::<Ttl>()).transpose();
+    ttl.map(|ttl| ttl.map(Ttl::as_ms)).map_err(|bad| Failed(Status::invalid_argument(bad.to_string())))
+}
+
 type Asked = (State<Store>, Path<String>, Query<HashMap<String, String>>);
 
 async fn read((State(store), Path(key), Query(query)): Asked) -> Result<Response, Failed> {
@@ -104,8 +112,9 @@ async fn write(
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
     let content_type = content_type.unwrap_or_default().to_owned();
     let options = options(&query).map_err(IntoResponse::into_response)?;
+    let ttl_ms = ttl_ms(&query).map_err(IntoResponse::into_response)?;
     let value = body(request, BODY_TIMEOUT).await?;
-    let request = PutRequest { key: key.into(), value, options, content_type };
+    let request = PutRequest { key: key.into(), value, options, content_type, ttl_ms };
     let written = store.put(request, TIMEOUT).await.map_err(|status| Failed(status).into_response())?;
     Ok((StatusCode::NO_CONTENT, [etag(written.version)]).into_response())
 }

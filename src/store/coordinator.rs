@@ -11,6 +11,7 @@ use crate::core::read::Read;
 use crate::core::record::{Record, Version};
 use crate::core::replica_request::{Answer, Ask};
 use crate::core::token::{Epoch, Segment};
+use crate::core::ttl::Ttl;
 use crate::core::write::{Action, Outcome, Terms, Write};
 use crate::location::wall_ms;
 use crate::replica::Request;
@@ -46,6 +47,8 @@ pub(super) struct Coordinated<T> {
 pub(super) struct Content {
     pub(super) value: Option<Bytes>,
     pub(super) content_type: String,
+    /// Counts from when the record is made.
+    pub(super) ttl: Option<Ttl>,
 }
 
 /// The core's two kinds of request, as far as driving them goes.
@@ -147,11 +150,14 @@ impl Store {
     ) -> Result<Coordinated<()>, tonic::Status> {
         let _turn = self.in_turn(terms, self.0.turns.write(&key)).await?;
         let layout = self.layout()?;
-        let hlc = self.replica()?.clock().tick(wall_ms());
+        let now = wall_ms();
+        let hlc = self.replica()?.clock().tick(now);
         self.cover_clock().await?;
         let version = Version { hlc, node: self.location().me().low() };
-        let Content { value, content_type } = content;
-        let record = Record { version, expires_at_ms: None, value, content_type };
+        let Content { value, content_type, ttl } = content;
+        // Once, as the version: whatever is sent again later expires when the first copy does.
+        let expires_at_ms = ttl.map(|ttl| ttl.expires_at_ms(now));
+        let record = Record { version, expires_at_ms, value, content_type };
         let mut out = Vec::with_capacity(4);
         let liveness = |id| self.location().liveness(id);
         let write = Write::start(layout, segment, record, terms, &liveness, &mut out);

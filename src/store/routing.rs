@@ -64,6 +64,7 @@ pub(crate) fn check(request: &forwarded_request::Request) -> Result<Consistency,
     convert::key(key_of(request))?;
     if let forwarded_request::Request::Put(put) = request {
         convert::value(&put.value, &put.content_type)?;
+        convert::ttl(put.ttl_ms)?;
     }
     Ok(convert::consistency(options_of(request).consistency)?)
 }
@@ -234,15 +235,18 @@ impl Store {
         let terms = self.terms(consistency, options_of(request).fallback_to_one, timeout);
         let answer = match request {
             forwarded_request::Request::Put(put) => {
-                let content =
-                    Content { value: Some(put.value.clone()), content_type: put.content_type.clone() };
+                let content = Content {
+                    value: Some(put.value.clone()),
+                    content_type: put.content_type.clone(),
+                    ttl: convert::ttl(put.ttl_ms)?,
+                };
                 let written = self.write(key, segment, content, terms).await?;
                 let epoch = written.epoch;
                 let (version, consistency) = self.written(written, segment, terms)?;
                 answer::Answer::Put(PutResponse { version: Some(version), consistency, epoch })
             }
             forwarded_request::Request::Delete(_) => {
-                let content = Content { value: None, content_type: String::new() };
+                let content = Content { value: None, content_type: String::new(), ttl: None };
                 let written = self.write(key, segment, content, terms).await?;
                 let epoch = written.epoch;
                 let (version, consistency) = self.written(written, segment, terms)?;
@@ -261,6 +265,7 @@ impl Store {
                     content_type: record.content_type,
                     consistency: convert::consistency_to(achieved),
                     epoch,
+                    expires_at_ms: record.expires_at_ms,
                 })
             }
         };

@@ -11,6 +11,7 @@ use crate::core::quorum::Consistency;
 use crate::core::record::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Record, Version};
 use crate::core::token::{Segment, SegmentCount};
 use crate::core::transition::{MAX_REMOVALS, Report};
+use crate::core::ttl::{BadTtl, Ttl};
 use bytes::Bytes;
 use prost::Message;
 use std::sync::Arc;
@@ -37,6 +38,9 @@ pub enum Malformed {
     /// Too long a content type.
     #[error("a content type has at most {MAX_CONTENT_TYPE_BYTES} bytes, this one has {0}")]
     ContentType(usize),
+    /// A time to live of nothing, or of far too long.
+    #[error(transparent)]
+    Ttl(#[from] BadTtl),
     /// A layout that contradicts itself.
     #[error(transparent)]
     Layout(#[from] BadLayout),
@@ -102,6 +106,11 @@ pub fn value(value: &Bytes, content_type: &str) -> Result<(), Malformed> {
         return Err(Malformed::ContentType(content_type.len()));
     }
     Ok(())
+}
+
+/// A value's time to live, if it has one.
+pub fn ttl(ttl_ms: Option<u64>) -> Result<Option<Ttl>, Malformed> {
+    Ok(ttl_ms.map(Ttl::from_ms).transpose()?)
 }
 
 /// The consistency asked for; unspecified is QUORUM.
@@ -517,6 +526,9 @@ mod tests {
         assert!(tombstone("x".repeat(255)).is_ok());
         assert_eq!(tombstone("x".repeat(256)), Err(Malformed::ContentType(256)));
         assert!(consistency(9).is_err());
+        assert_eq!(ttl(None), Ok(None));
+        assert_eq!(ttl(Some(0)), Err(Malformed::Ttl(BadTtl)));
+        assert_eq!(ttl(Some(u64::MAX)), Err(Malformed::Ttl(BadTtl)));
         assert!(node_id(b"short").is_err());
     }
 }

@@ -57,6 +57,8 @@ fn keys_and_values_of_the_wrong_size() {
             (put(&long, &value), "key"),
             (put(&key, &large), "value"),
             (typed, "type"),
+            (PutRequest { ttl_ms: Some(0), ..put(&key, &value) }, "ttl"),
+            (PutRequest { ttl_ms: Some(u64::MAX), ..put(&key, &value) }, "ttl"),
         ] {
             let refused = client.put(request).await.unwrap_err();
             assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
@@ -351,6 +353,7 @@ fn samples(layout: &thrifty::core::layout::Layout, rng: &mut StdRng) -> Vec<Byte
             value: "v".into(),
             options: Some(Options::default()),
             content_type: "t".into(),
+            ttl_ms: Some(30_000),
         }),
     ]
 }

@@ -263,6 +263,7 @@ fn the_ledger_tells_a_lost_write_from_a_good_read() {
             value,
             version: version(hlc),
             content_type: String::new(),
+            expires_at_ms: None,
             consistency: Consistency::Quorum,
         };
         let judged = ledger.judge(0, floor, Some(&found));

@@ -13,6 +13,7 @@ mod rig;
 mod at_once;
 mod bad_input;
 mod client;
+mod expiry;
 mod forced_removal;
 mod full_disk;
 mod healing;

@@ -67,6 +67,7 @@ impl Store for NullStore {
             content_type: String::new(),
             consistency: Consistency::All.into(),
             epoch: EPOCH,
+            expires_at_ms: None,
         }))
     }
 
