@@ -4,6 +4,7 @@ use super::*;
 use crate::core::clock::Stamp;
 use crate::core::layout::tests::ring_of;
 use crate::core::record::{MAX_CONTENT_TYPE_BYTES, Record, Version};
+use crate::storage::engine::Dead;
 use crate::storage::simulated::SimulatedEngine;
 use std::sync::{Barrier, OnceLock};
 
@@ -47,6 +48,10 @@ impl Engine for Gated {
 
     fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {
         self.engine.drop_slot(slot)
+    }
+
+    fn forget(&self, dead: &[Dead]) -> Result<(), StorageError> {
+        self.engine.forget(dead)
     }
 
     fn slots(&self) -> Vec<(Slot, SlotStats)> {

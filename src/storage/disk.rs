@@ -48,13 +48,13 @@ use crate::core::record::{Record, Version};
 use crate::core::token::{Segment, Slot, Token};
 use crate::storage::StorageError;
 use crate::storage::codec::{self, Head};
-use crate::storage::engine::{Engine, Entry, Merged, SlotStats, check, decide, decide_by_version};
+use crate::storage::engine::{Dead, Engine, Entry, Merged, SlotStats, check, decide, decide_by_version};
 use crate::storage::vault::sync_folder;
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use quick_cache::Weighter;
 use quick_cache::unsync::Cache;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::ErrorKind;
 use std::ops::Bound;
@@ -378,6 +378,30 @@ impl Engine for DiskEngine {
     fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {
         // The mutex is given back between batches, so that other slots' writers get their turn.
         while self.drop_some(slot)? {}
+        Ok(())
+    }
+
+    fn forget(&self, dead: &[Dead]) -> Result<(), StorageError> {
+        let mut heads = self.write()?;
+        let mut gone: BTreeSet<Vec<u8>> = BTreeSet::new();
+        let mut stats: HashMap<Slot, SlotStats> = HashMap::new();
+        for Dead { slot, token, key, version } in dead {
+            let stored_key = stored_key(*slot, key);
+            let Some(stored) = self.read(&stored_key)? else { continue };
+            let head = codec::parse(&stored)?.head();
+            if head.version == *version && gone.insert(stored_key) {
+                stats.entry(*slot).or_insert_with(|| self.stats(*slot)).remove(*token, key, head);
+            }
+        }
+        let mut batch = self.database.batch();
+        for key in gone {
+            heads.remove(&key);
+            batch.remove(&self.records, key);
+        }
+        self.written("writing to", batch.commit())?;
+        for (slot, stats) in stats {
+            self.set_stats(slot, stats);
+        }
         Ok(())
     }
 

@@ -14,8 +14,8 @@
 //! - stats are exactly what a full scan would count;
 //! - a slot that holds nothing doesn't exist: it is in no list and its stats are all zero.
 //!
-//! Left out on purpose: removing single records (a delete is a tombstone, and forgetting a tombstone
-//! early would bring values back to life), and any notion of time or of who owns a slot.
+//! Left out on purpose: any notion of time, of who owns a slot, and of when a tombstone may be
+//! [forgotten](Engine::forget): early, that would bring values back to life.
 
 use crate::core::clock::Stamp;
 use crate::core::digest::Parts;
@@ -54,6 +54,19 @@ impl Entry {
         fits("a value", record.value.as_ref().map_or(0, Bytes::len), MAX_VALUE_BYTES)?;
         fits("a content type", record.content_type.len(), MAX_CONTENT_TYPE_BYTES)
     }
+}
+
+/// A record that may be forgotten.
+#[derive(Clone, Debug)]
+pub struct Dead {
+    /// Where it is.
+    pub slot: Slot,
+    /// [`Token::of`] the key.
+    pub token: Token,
+    /// Under which key.
+    pub key: Bytes,
+    /// Nothing but this version.
+    pub version: Version,
 }
 
 /// What became of one entry.
@@ -133,6 +146,10 @@ pub trait Engine: Send + Sync + 'static {
     /// at the next start if it is still there.
     fn drop_slot(&self, slot: Slot) -> Result<(), StorageError>;
 
+    /// Removes each of these that is still what is under its key. Visible on return, durable after
+    /// [`sync`](Engine::sync). All or nothing on error.
+    fn forget(&self, dead: &[Dead]) -> Result<(), StorageError>;
+
     /// The slots that hold something, in order.
     fn slots(&self) -> Vec<(Slot, SlotStats)>;
 
@@ -177,6 +194,10 @@ impl Engine for Arc<dyn Engine> {
 
     fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {
         (**self).drop_slot(slot)
+    }
+
+    fn forget(&self, dead: &[Dead]) -> Result<(), StorageError> {
+        (**self).forget(dead)
     }
 
     fn slots(&self) -> Vec<(Slot, SlotStats)> {

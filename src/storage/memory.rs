@@ -19,7 +19,7 @@
 use crate::core::clock::Stamp;
 use crate::core::record::{Record, Version};
 use crate::core::token::{Slot, Token};
-use crate::storage::engine::{Engine, Entry, Merged, SlotStats, check, decide};
+use crate::storage::engine::{Dead, Engine, Entry, Merged, SlotStats, check, decide};
 use crate::storage::{StorageError, codec};
 use bytes::Bytes;
 use std::borrow::Borrow;
@@ -130,6 +130,12 @@ impl Table {
         Ok(old)
     }
 
+    /// Takes a record out if it is of this version still.
+    pub(super) fn forget(&mut self, dead: &Dead) -> Result<Option<Cell>, StorageError> {
+        let there = self.parts(&dead.key)?.is_some_and(|parts| parts.version == dead.version);
+        if there { self.take(dead.token, &dead.key) } else { Ok(None) }
+    }
+
     /// As [`Engine::scan`].
     pub(super) fn scan(
         &self,
@@ -223,6 +229,15 @@ impl Engine for MemoryEngine {
         let table = write(&self.slots).remove(&slot);
         // Freeing many records takes a while, so it happens after the lock is given back.
         drop(table);
+        Ok(())
+    }
+
+    fn forget(&self, dead: &[Dead]) -> Result<(), StorageError> {
+        for dead in dead {
+            if let Some(table) = self.table(dead.slot) {
+                write(&table).forget(dead)?;
+            }
+        }
         Ok(())
     }
 

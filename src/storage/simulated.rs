@@ -10,8 +10,8 @@
 //! it backwards. Both cost what was written since the last sync, and never the size of the store, so
 //! that the simulator can crash nodes a hundred thousand times.
 //!
-//! Invariants: an operation is one `merge` that stored something or one `drop_slot` that forgot
-//! something, and it is kept or lost as a whole; after a crash nothing is unsynced; only ordered maps
+//! Invariants: an operation is one `merge` that stored something or one `drop_slot` or `forget` that
+//! forgot something, and it is kept or lost as a whole; after a crash nothing is unsynced; only ordered maps
 //! inside, so that no answer depends on a hash seed.
 //!
 //! Left out on purpose: failing writes. An engine whose write failed is poisoned and its process
@@ -21,7 +21,7 @@
 use crate::core::clock::Stamp;
 use crate::core::record::{Record, Version};
 use crate::core::token::{Slot, Token};
-use crate::storage::engine::{Engine, Entry, Merged, SlotStats, check};
+use crate::storage::engine::{Dead, Engine, Entry, Merged, SlotStats, check};
 use crate::storage::memory::{Cell, Table};
 use crate::storage::{StorageError, codec};
 use bytes::Bytes;
@@ -30,13 +30,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How to take one operation back.
 enum Undo {
-    /// Restore what each stored entry replaced, last entry first.
-    Merge(Vec<Replaced>),
+    /// Restore what each entry replaced or removed, last entry first.
+    Restore(Vec<Replaced>),
     /// Put the whole table back.
     Drop(Slot, Box<Table>),
 }
 
-/// A key that was written, and what it had held.
+/// A key that was written or forgotten, and what it had held.
 struct Replaced {
     slot: Slot,
     token: Token,
@@ -53,7 +53,7 @@ struct State {
 impl State {
     fn undo(&mut self, undo: Undo) -> Result<(), StorageError> {
         match undo {
-            Undo::Merge(replaced) => {
+            Undo::Restore(replaced) => {
                 for Replaced { slot, token, key, old } in replaced.into_iter().rev() {
                     let table = self.slots.entry(slot).or_default();
                     match old {
@@ -142,7 +142,7 @@ impl Engine for SimulatedEngine {
             merged.push(outcome);
         }
         if !undo.is_empty() {
-            state.unsynced.push(Undo::Merge(undo));
+            state.unsynced.push(Undo::Restore(undo));
         }
         Ok(merged)
     }
@@ -169,6 +169,27 @@ impl Engine for SimulatedEngine {
         Ok(())
     }
 
+    fn forget(&self, dead: &[Dead]) -> Result<(), StorageError> {
+        let mut state = self.state();
+        let mut undo = Vec::new();
+        for dead in dead {
+            let slot = dead.slot;
+            let Some(table) = state.slots.get_mut(&slot) else { continue };
+            let old = table.forget(dead)?;
+            if table.stats().records == 0 {
+                state.slots.remove(&slot);
+            }
+            if old.is_some() {
+                let key = Bytes::copy_from_slice(&dead.key);
+                undo.push(Replaced { slot, token: dead.token, key, old });
+            }
+        }
+        if !undo.is_empty() {
+            state.unsynced.push(Undo::Restore(undo));
+        }
+        Ok(())
+    }
+
     fn slots(&self) -> Vec<(Slot, SlotStats)> {
         self.state().slots.iter().map(|(slot, table)| (*slot, table.stats())).collect()
     }
@@ -189,7 +210,7 @@ impl Engine for SimulatedEngine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::engine::conformance::{self, all, entry, slot};
+    use crate::storage::engine::conformance::{self, all, dead, entry, slot};
     use proptest::prelude::*;
 
     conformance::suite!((SimulatedEngine::new(), ()));
@@ -211,6 +232,24 @@ mod tests {
         assert_eq!(engine.stats(slot(1)).records, 2);
         engine.lose_everything();
         assert_eq!(engine.slots(), []);
+    }
+
+    #[test]
+    fn what_was_forgotten_is_back_after_a_crash_unless_it_was_synced() {
+        let engine = SimulatedEngine::new();
+        engine.merge(&[entry(1, "a", 1, None), entry(1, "b", 1, None)]).unwrap();
+        engine.sync().unwrap();
+        let before = image(&engine);
+        engine.forget(&[dead(1, "a", 1), dead(1, "b", 2)]).unwrap();
+        let after = image(&engine);
+        engine.merge(&[entry(1, "a", 5, Some("v"))]).unwrap();
+        engine.crash(1).unwrap();
+        assert_eq!(image(&engine), after);
+        engine.forget(&[dead(1, "b", 1)]).unwrap();
+        assert_eq!((engine.slots(), engine.unsynced()), (vec![], 1));
+        engine.crash(0).unwrap();
+        assert_eq!(image(&engine), after);
+        assert_ne!(after, before);
     }
 
     type Image = Vec<(Slot, SlotStats, Vec<(Bytes, Record)>)>;

@@ -9,7 +9,7 @@ use thrifty::core::layout::Layout;
 use thrifty::core::record::{Record, Version};
 use thrifty::core::token::{Epoch, Slot};
 use thrifty::storage::StorageError;
-use thrifty::storage::engine::{Engine, Entry, Merged, SlotStats};
+use thrifty::storage::engine::{Dead, Engine, Entry, Merged, SlotStats};
 use thrifty::storage::simulated::SimulatedEngine;
 
 /// The engine of a node, which its processes share one after the other.
@@ -44,6 +44,10 @@ impl Engine for SharedEngine {
 
     fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {
         self.0.drop_slot(slot)
+    }
+
+    fn forget(&self, dead: &[Dead]) -> Result<(), StorageError> {
+        self.0.forget(dead)
     }
 
     fn slots(&self) -> Vec<(Slot, SlotStats)> {

@@ -194,17 +194,32 @@ fn heads_kept_in_memory_never_change_an_outcome() {
             if entries.is_empty() {
                 oracle.drop_slot(slot(0)).unwrap();
             }
+            let dead = |entry: &Entry| Dead {
+                slot: entry.slot,
+                token: entry.token,
+                key: entry.key.clone(),
+                version: entry.record.version,
+            };
+            // Some that are there, and some that something newer replaced.
+            let dead: Vec<Dead> = entries.iter().step_by(3).map(dead).collect();
+            oracle.forget(&dead).unwrap();
             for engine in [&all_fit, &few_fit] {
                 prop_assert_eq!(&engine.merge(&entries).unwrap(), &merged);
                 if entries.is_empty() {
                     engine.drop_slot(slot(0)).unwrap();
                 }
+                engine.forget(&dead).unwrap();
                 prop_assert_eq!(engine.slots(), oracle.slots());
             }
         }
         Ok(())
     });
     outcome.unwrap();
+    // Whatever was dropped or forgotten last.
+    let more: Vec<_> = (b'a'..=b'h').map(|key| entry(1, [key], 9, None)).collect();
+    for engine in [&all_fit, &few_fit] {
+        engine.merge(&more).unwrap();
+    }
     let kept = |engine: &DiskEngine| engine.writing.lock().unwrap().len();
     assert!(kept(&all_fit) > kept(&few_fit) && kept(&few_fit) > 0, "{} {}", kept(&all_fit), kept(&few_fit));
 }

@@ -3,7 +3,7 @@
 //! `suite!` makes one `#[test]` of each, so that a failure names the engine and the behaviour.
 //! Its argument makes a fresh engine and whatever must outlive it (a folder).
 
-use super::{Engine, Entry, Merged, SlotStats};
+use super::{Dead, Engine, Entry, Merged, SlotStats};
 use crate::core::digest::Digest;
 use crate::core::record::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Record, Version};
 use crate::core::token::{Segment, Slot, Token};
@@ -28,6 +28,7 @@ macro_rules! suite {
             scans_page_in_byte_order_without_gaps_or_repeats,
             a_scan_gives_at_least_one_record_and_stops_near_its_limit,
             drop_slot_forgets_only_its_slot,
+            forget_takes_exactly_what_it_names,
             later_entries_of_a_batch_see_earlier_ones,
             the_largest_keys_and_values_fit_and_larger_change_nothing,
             stats_and_digest_follow_every_write
@@ -59,6 +60,12 @@ pub(crate) fn entry(acquired: u64, key: impl AsRef<[u8]>, hlc: u64, value: Optio
     };
     let key = Bytes::copy_from_slice(key.as_ref());
     Entry { slot: slot(acquired), token: Token::of(&key), key, record }
+}
+
+/// That version of a key in [`slot`] `acquired`, to be forgotten.
+pub(crate) fn dead(acquired: u64, key: &str, hlc: u64) -> Dead {
+    let Entry { slot, token, key, record } = entry(acquired, key, hlc, None);
+    Dead { slot, token, key, version: record.version }
 }
 
 fn merge(engine: &dyn Engine, entries: &[Entry]) -> Vec<Merged> {
@@ -205,6 +212,36 @@ pub(crate) fn drop_slot_forgets_only_its_slot(engine: &dyn Engine) {
     // A forgotten slot starts afresh: even an older write is new to it.
     assert_eq!(merge(engine, &[entry(2, "7", 0, Some("v"))]), [Merged::Newer]);
     assert_eq!(engine.stats(slot(2)).records, 1);
+}
+
+pub(crate) fn forget_takes_exactly_what_it_names(engine: &dyn Engine) {
+    merge(engine, &[entry(1, "gone", 5, None), entry(1, "old", 5, None), entry(1, "kept", 5, Some("v"))]);
+    merge(engine, &[entry(1, "old", 6, Some("newer")), entry(2, "gone", 5, None)]);
+    engine.sync().unwrap();
+    let elsewhere = Version { node: 2, ..dead(1, "kept", 5).version };
+    let other_node = Dead { version: elsewhere, ..dead(1, "kept", 5) };
+    let never = [dead(1, "old", 5), dead(1, "old", 7), dead(1, "absent", 5), dead(3, "gone", 5), other_node];
+    let before = engine.slots();
+    engine.forget(&never).unwrap();
+    engine.forget(&[]).unwrap();
+    assert_eq!(engine.slots(), before);
+    engine.forget(&[dead(1, "gone", 5), dead(1, "gone", 5)]).unwrap();
+    assert_eq!(
+        (engine.get(slot(1), b"gone").unwrap(), engine.version(slot(1), b"gone").unwrap()),
+        (None, None)
+    );
+    let left: Vec<_> = all(engine, slot(1), 10).into_iter().map(|(key, _)| key).collect();
+    assert_eq!(left, ["kept", "old"]);
+    assert_eq!(engine.stats(slot(1)), counted(engine, slot(1)));
+    assert_eq!(engine.stats(slot(1)).keys, 2);
+    assert_eq!(engine.stats(slot(2)).records, 1);
+    engine.sync().unwrap();
+    // Nothing is remembered of it: even what is older is new.
+    assert_eq!(merge(engine, &[entry(1, "gone", 4, Some("v"))]), [Merged::Newer]);
+    assert_eq!(engine.stats(slot(1)), counted(engine, slot(1)));
+    engine.forget(&[dead(2, "gone", 5)]).unwrap();
+    assert_eq!(engine.slots().iter().map(|(slot, _)| slot.acquired).collect::<Vec<_>>(), [1]);
+    assert_eq!(engine.stats(slot(2)), SlotStats::default());
 }
 
 pub(crate) fn later_entries_of_a_batch_see_earlier_ones(engine: &dyn Engine) {
