@@ -559,6 +559,7 @@ impl Layout {
             !self.name.is_empty() && self.name.len() <= MAX_NAME_BYTES,
             "the ring's name is empty or too long",
         )?;
+        check(self.collected <= self.epoch, "it collects in the future")?;
         check(!self.members.is_empty() && self.members.len() <= MAX_MEMBERS, "no members, or too many")?;
         check(self.members.is_sorted_by(|a, b| a.id < b.id), "members out of order")?;
         check(self.members.iter().all(|m| m.zone.len() <= MAX_NAME_BYTES), "a zone name is too long")?;

@@ -170,6 +170,11 @@ impl Membership {
         }
     }
 
+    /// Whether there is something to collect at the installed epoch.
+    pub fn garbage(&mut self, found: bool) {
+        self.report.garbage = found;
+    }
+
     /// An operator says that a member is gone. This node reports the wish until the member is out, or
     /// up again after all; `false` if it reports as many already as it can.
     pub fn ask_removal(&mut self, id: NodeId) -> bool {
@@ -184,6 +189,7 @@ impl Membership {
     pub fn installed(&mut self, layout: Arc<Layout>, now: Moment) {
         self.desk.installed(&self.layout, &layout, now);
         self.report.installed = layout.epoch;
+        self.report.garbage = false;
         self.layout = layout;
         self.vote = Vote::default();
         self.attempt = None;

@@ -10,6 +10,7 @@
 
 pub mod ballot;
 pub mod clock;
+pub mod collection;
 pub mod digest;
 pub mod layout;
 pub mod membership;

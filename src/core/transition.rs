@@ -8,7 +8,7 @@
 //!
 //! | phase | what leads on |
 //! | --- | --- |
-//! | Stable | a wish that is not backed off → Dual |
+//! | Stable | a wish that is not backed off → Dual; else, something to collect, not too soon → Stable, collecting |
 //! | Dual | all pullers synced *this* epoch → ReadNew; a puller down, failed or without progress → Stable again |
 //! | ReadNew | per segment so many old owners installed it that old reads are over → Stable |
 //!
@@ -46,11 +46,17 @@ pub struct Patience {
     pub pull_timeout: Duration,
     /// A member that is down for so long is removed.
     pub remove_after: Duration,
+    /// What was deleted or has expired is looked for, and forgotten, no more often than this.
+    pub collect_every: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Patience { pull_timeout: Duration::from_secs(30), remove_after: Duration::from_secs(300) }
+        Patience {
+            pull_timeout: Duration::from_secs(30),
+            remove_after: Duration::from_secs(300),
+            collect_every: Duration::from_secs(3600),
+        }
     }
 }
 
@@ -69,6 +75,8 @@ pub struct Report {
     pub leaving: bool,
     /// Members that it was told to have removed.
     pub removals: BTreeSet<NodeId>,
+    /// At the epoch that it has installed it found what can be collected.
+    pub garbage: bool,
 }
 
 /// What the claimant wants next.
@@ -87,6 +95,8 @@ pub enum Change {
     ReadNew,
     /// The next table becomes the only one.
     Settle,
+    /// The same table, at which what was deleted is forgotten.
+    Collect,
     /// Back to the current table.
     Abort {
         /// On whose account.
@@ -106,6 +116,7 @@ impl Change {
                 layout.dual(joins, &gone)
             }
             (Change::ReadNew, Phase::Dual) => Some(layout.read_new()),
+            (Change::Collect, Phase::Stable) => down.is_empty().then(|| layout.collecting()),
             (Change::Settle, Phase::ReadNew) => Some(layout.settled()),
             (Change::Abort { .. }, Phase::Dual) => Some(layout.aborted()),
             _ => None,
@@ -137,6 +148,8 @@ pub struct Desk {
     back_off: BTreeMap<NodeId, BackOff>,
     wished_since: Option<Moment>,
     phase_since: Moment,
+    /// When this node met the last collecting layout, or began.
+    collected: Moment,
 }
 
 impl Desk {
@@ -150,6 +163,7 @@ impl Desk {
             back_off: BTreeMap::new(),
             wished_since: None,
             phase_since: Moment::ZERO,
+            collected: Moment::ZERO,
         }
     }
 
@@ -180,6 +194,9 @@ impl Desk {
         self.joins.retain(|id, _| !layout.is_member(*id));
         self.reports.retain(|id, _| layout.is_member(*id));
         self.down_since.retain(|id, _| layout.is_member(*id));
+        if layout.collected > before.collected {
+            self.collected = now;
+        }
         if before.phase == Phase::ReadNew && layout.phase == Phase::Stable {
             self.back_off.clear();
         }
@@ -266,12 +283,20 @@ impl Desk {
         removals.retain(|id| liveness(*id) == Liveness::Down && layout.is_member(*id));
         if joins.is_empty() && leaves.is_empty() && removals.is_empty() {
             self.wished_since = None;
-            return None;
+            return self.collects(layout, now, liveness).then_some(Change::Collect);
         }
         let since = *self.wished_since.get_or_insert(now);
         let settled = now.saturating_sub(since) >= SETTLE;
         let gatherable = layout.can_be_gathered(|id| liveness(id) != Liveness::Down);
         (settled && gatherable).then_some(Change::Dual { joins, leaves, removals })
+    }
+
+    /// Whether there is something to collect, it is time, and nobody is away who would be waited for.
+    fn collects(&self, layout: &Layout, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness) -> bool {
+        let due = now.saturating_sub(self.collected) >= self.patience.collect_every;
+        let report = |id| self.report(id, now).filter(|report| report.installed == layout.epoch);
+        due && layout.ids().any(|id| report(id).is_some_and(|report| report.garbage))
+            && layout.ids().all(|id| liveness(id) == Liveness::Up && report(id).is_some())
     }
 
     fn next_of_dual(
@@ -336,6 +361,41 @@ mod tests {
         let Some(Change::Dual { joins, .. }) = desk.next(&ring, secs(1.5), UP) else { panic!() };
         assert_eq!(joins.len(), 2);
         assert_eq!(desk.next(&ring, secs(9.0), UP), None, "a wish that isn't repeated is forgotten");
+    }
+
+    #[test]
+    fn what_is_deleted_is_collected_now_and_then_while_everybody_is_there() {
+        let ring = ring_of(3, 3, 8);
+        let check = |at: f64, reports: [Report; 3], liveness: &dyn Fn(NodeId) -> Liveness, expected: bool| {
+            let mut desk = Desk::new(Patience::default());
+            for (id, report) in (1..).map(NodeId).zip(reports) {
+                desk.hear_report(id, report, secs(at));
+            }
+            assert_eq!(desk.next(&ring, secs(at), liveness), expected.then_some(Change::Collect));
+            desk
+        };
+        let plain = || report(ring.epoch, 0);
+        let found = || Report { garbage: true, ..plain() };
+        check(3600.0, [plain(), found(), plain()], UP, true);
+        check(3600.0, [plain(), plain(), plain()], UP, false);
+        check(3599.0, [plain(), found(), plain()], UP, false);
+        check(3600.0, [plain(), found(), report(ring.epoch - 1, 0)], UP, false);
+        for away in [Liveness::Down, Liveness::Suspect] {
+            let away: &dyn Fn(NodeId) -> Liveness = &|id| if id.0 == 3 { away } else { Liveness::Up };
+            check(3600.0, [plain(), found(), plain()], away, false);
+        }
+        let mut desk = check(3600.0, [plain(), found(), plain()], UP, true);
+        let collecting = Change::Collect.apply(&ring, &BTreeSet::new()).unwrap();
+        assert_eq!(collecting, ring.collecting());
+        assert_eq!(Change::Collect.apply(&ring, &BTreeSet::from([NodeId(3)])), None);
+        desk.installed(&ring, &collecting, secs(3601.0));
+        for (at, expected) in [(7200.0, None), (7201.0, Some(Change::Collect))] {
+            let again = Report { garbage: true, ..report(collecting.epoch, 0) };
+            (1..=3).for_each(|id| desk.hear_report(NodeId(id), again.clone(), secs(at)));
+            assert_eq!(desk.next(&collecting, secs(at), UP), expected);
+        }
+        desk.hear_join(member(9), secs(7201.0));
+        assert_eq!(desk.next(&collecting, secs(7201.1), UP), None, "whoever comes or goes is first");
     }
 
     #[test]

@@ -86,7 +86,8 @@ fn peer_seeds(ring: &Layout) -> Vec<Seed> {
     let (from, ring_id) = (id_bytes(3), id_bytes(ring.ring.0));
     let ballot = || Some(convert::ballot_to(Ballot::new(4, NodeId(3))));
     let layout = || Some(convert::layout_to(ring));
-    let report = Report { installed: 5, synced: 4, removals: [NodeId(8)].into(), ..Report::default() };
+    let report =
+        Report { installed: 5, synced: 4, removals: [NodeId(8)].into(), garbage: true, ..Report::default() };
     let joiner = convert::member_to(&member(9));
     let gossip = pb::GossipRequest {
         from: from.clone(),

@@ -200,6 +200,9 @@ pub trait SegmentHost: Send + Sync + 'static {
 
     /// What this node holds, if that means anything.
     fn holdings(&self) -> Option<Holdings>;
+
+    /// Whether it found, at this epoch, what can be collected.
+    fn has_garbage(&self, epoch: Epoch) -> bool;
 }
 
 /// Nothing is kept for segments.
@@ -217,6 +220,10 @@ impl SegmentHost for NoSegments {
 
     fn holdings(&self) -> Option<Holdings> {
         None
+    }
+
+    fn has_garbage(&self, _: Epoch) -> bool {
+        false
     }
 }
 
@@ -308,6 +315,11 @@ impl Location {
             return Some(address.clone());
         }
         self.layout()?.member(id).map(|member| member.address.clone())
+    }
+
+    /// How often what was deleted is looked for, at most.
+    pub fn collect_every(&self) -> Duration {
+        self.shared.config.patience.collect_every
     }
 
     /// Calls to other nodes.

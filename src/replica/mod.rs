@@ -17,11 +17,11 @@ use crate::core::digest::{Digest, Parts};
 use crate::core::layout::{Layout, Phase};
 use crate::core::mutants::{Mutant, planted};
 use crate::core::node::NodeId;
-use crate::core::record::Record;
+use crate::core::record::{Record, Version};
 use crate::core::replica_request::{Answer, Ask};
 use crate::core::token::{Epoch, Segment, Slot, Token};
 use crate::storage::StorageError;
-use crate::storage::engine::{Engine, Entry, Merged, SlotStats};
+use crate::storage::engine::{Dead, Engine, Entry, Merged, SlotStats};
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,6 +58,9 @@ pub enum Refusal {
     /// This node has not yet installed the asker's layout. Nothing was done.
     #[error("this node has yet to install the layout of epoch {0}")]
     Behind(Epoch),
+    /// The layout of this epoch is not a collecting one. Nothing was done.
+    #[error("nothing is collected at epoch {0}")]
+    NotCollecting(Epoch),
     /// This node does not hold the segment at this epoch. Nothing was done.
     #[error("this node does not hold segment {0}")]
     NotHeld(Segment),
@@ -287,8 +290,7 @@ impl<E: Engine> Replica<E> {
         Ok(())
     }
 
-    /// The slot of a segment at exactly this epoch.
-    fn slot_at(&self, layout: &Layout, epoch: Epoch, segment: Segment) -> Result<Slot, Refusal> {
+    fn at_epoch(layout: &Layout, epoch: Epoch) -> Result<(), Refusal> {
         let unfenced = planted(Mutant::SnapshotBeforeInstall);
         if epoch < layout.epoch {
             return Err(Refusal::Stale(layout.epoch));
@@ -296,6 +298,12 @@ impl<E: Engine> Replica<E> {
         if epoch > layout.epoch && !unfenced {
             return Err(Refusal::Behind(epoch));
         }
+        Ok(())
+    }
+
+    /// The slot of a segment at exactly this epoch.
+    fn slot_at(&self, layout: &Layout, epoch: Epoch, segment: Segment) -> Result<Slot, Refusal> {
+        Self::at_epoch(layout, epoch)?;
         layout.slot(self.me, segment).ok_or(Refusal::NotHeld(segment))
     }
 
@@ -344,6 +352,51 @@ impl<E: Engine> Replica<E> {
         Ok(())
     }
 
+    /// For each of these versions, whether it is what this node holds at this epoch, durably, and is
+    /// deleted or has expired at `now_ms`.
+    pub fn confirm(
+        &self,
+        epoch: Epoch,
+        segment: Segment,
+        dead: &[(Bytes, Version)],
+        now_ms: u64,
+    ) -> Result<Vec<bool>, Refusal> {
+        let held = {
+            let layout = self.guard();
+            let slot = self.slot_at(&layout, epoch, segment)?;
+            let held = |(key, version): &(Bytes, Version)| {
+                let record = self.engine.get(slot, key)?;
+                Ok(record.is_some_and(|r| r.version == *version && r.visible(now_ms).is_none()))
+            };
+            dead.iter().map(held).collect::<Result<Vec<bool>, StorageError>>()?
+        };
+        self.sync()?;
+        Ok(held)
+    }
+
+    /// Whether this node has installed exactly this layout, and it collects.
+    pub fn collects_at(&self, epoch: Epoch) -> Result<(), Refusal> {
+        Self::collecting(&self.guard(), epoch)
+    }
+
+    fn collecting(layout: &Layout, epoch: Epoch) -> Result<(), Refusal> {
+        Self::at_epoch(layout, epoch)?;
+        if layout.collects() { Ok(()) } else { Err(Refusal::NotCollecting(epoch)) }
+    }
+
+    /// At the collecting layout of this epoch: forgets those of these versions that are still what
+    /// this node holds. The clock's mark must cover them already.
+    pub fn forget(&self, epoch: Epoch, segment: Segment, dead: &[(Bytes, Version)]) -> Result<(), Refusal> {
+        let layout = self.guard();
+        Self::collecting(&layout, epoch)?;
+        let slot = self.slot_at(&layout, epoch, segment)?;
+        let dead = dead.iter().map(|(key, version)| {
+            let key = key.clone();
+            Dead { slot, token: Token::of(&key), key, version: *version }
+        });
+        Ok(self.engine.forget(&dead.collect::<Vec<_>>())?)
+    }
+
     /// What this node holds at its epoch, summed up.
     pub fn totals(&self) -> SlotStats {
         let layout = self.layout();
@@ -359,5 +412,7 @@ impl<E: Engine> Replica<E> {
     }
 }
 
+#[cfg(test)]
+mod collecting;
 #[cfg(test)]
 mod tests;

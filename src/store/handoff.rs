@@ -188,7 +188,7 @@ impl Gathering {
     }
 }
 
-type Client = StorePeerClient<Channel>;
+pub(super) type Client = StorePeerClient<Channel>;
 
 /// Connections of their own for what is large, one a node for as long as this node gathers: votes and
 /// gossip never wait behind pages.
@@ -293,18 +293,25 @@ async fn absorb(
     let absorbed = tokio::task::spawn_blocking(move || {
         let replica = store.replica()?;
         store.0.room.look(replica);
-        replica.absorb(epoch, slot, page).map_err(|refusal| match refusal {
-            Refusal::Storage(error) => store.broken(&error),
-            refusal => refused(&refusal),
-        })
+        replica.absorb(epoch, slot, page).map_err(|refusal| store.refused(&refusal))
     });
     // The clock moved with what was taken in. Its mark follows before any stamp above it is given.
     absorbed.await.map_err(|_error| Status::internal("taking a page in failed"))?
 }
 
+impl Store {
+    /// The same, where a failing engine ends the node.
+    pub(super) fn refused(&self, refusal: &Refusal) -> Status {
+        match refusal {
+            Refusal::Storage(error) => self.broken(error),
+            refusal => refused(refusal),
+        }
+    }
+}
+
 pub(super) fn refused(refusal: &Refusal) -> Status {
     match refusal {
-        Refusal::Stale(_) | Refusal::Behind(_) | Refusal::NotHeld(_) => {
+        Refusal::Stale(_) | Refusal::Behind(_) | Refusal::NotHeld(_) | Refusal::NotCollecting(_) => {
             Status::failed_precondition(refusal.to_string())
         }
         Refusal::Full => Status::resource_exhausted(refusal.to_string()),

@@ -13,9 +13,11 @@
 //! - [`routing`]: from a client's request to the node that should coordinate it
 //! - [`handoff`]: segments that change their owner
 //! - [`repair`]: owners that catch up on each other
+//! - `collect`: what was deleted or has expired is forgotten
 //! - [`service`]: the gRPC services
 
 pub mod answers;
+mod collect;
 pub mod commit;
 mod coordinator;
 pub mod handoff;
@@ -30,6 +32,7 @@ use crate::core::clock::Clock;
 use crate::core::layout::Layout;
 use crate::core::node::NodeId;
 use crate::core::replica_request::Answer;
+use crate::core::token::Epoch;
 use crate::location::state::NodeState;
 use crate::location::{Boxed, Holdings, Location, Progress, SegmentHost, wall_ms};
 use crate::replica::Replica;
@@ -41,7 +44,7 @@ use crate::wire::store as pb;
 use commit::{AnyEngine, Committer};
 use link::Links;
 use room::{FreeSpace, Room};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -72,6 +75,8 @@ struct Inner {
     ahead: Arc<Semaphore>,
     /// Room for pullers.
     pullers: Arc<Semaphore>,
+    /// The epoch at which this node found what can be collected; 0 = none.
+    garbage_at: AtomicU64,
     /// Whoever compares this node with other owners.
     repairing: tokio::sync::Mutex<()>,
     room: Arc<Room>,
@@ -116,6 +121,7 @@ impl Store {
             in_flight: AtomicUsize::new(0),
             ahead: Arc::new(Semaphore::new(service::MAX_AHEAD)),
             pullers: Arc::new(Semaphore::new(handoff::MAX_PULLERS)),
+            garbage_at: AtomicU64::new(0),
             repairing: tokio::sync::Mutex::default(),
             room: Arc::new(Room::new(free_space)),
             failed: watch::channel(None).0,
@@ -208,7 +214,7 @@ impl Store {
 
     /// Looks after the clock's mark, the free space and the links, for as long as the node runs.
     pub async fn housekeeping(self) {
-        tokio::join!(repair::run(self.clone()), self.look_after());
+        tokio::join!(repair::run(self.clone()), collect::run(self.clone()), self.look_after());
     }
 
     async fn look_after(&self) {
@@ -266,6 +272,10 @@ impl SegmentHost for Store {
     fn holdings(&self) -> Option<Holdings> {
         let totals = self.0.committer.get()?.replica().totals();
         Some(Holdings { keys: totals.keys, bytes: totals.bytes })
+    }
+
+    fn has_garbage(&self, epoch: Epoch) -> bool {
+        self.0.garbage_at.load(Ordering::Acquire) == epoch
     }
 }
 

@@ -101,7 +101,8 @@ impl Reasons {
     /// Whether time is up, the layout is new, or somebody is back.
     fn due(&mut self, layout: &Layout, away: BTreeSet<NodeId>, now: Duration) -> bool {
         let back = self.away.iter().any(|id| layout.is_member(*id) && !away.contains(id));
-        let new = layout.epoch != self.epoch;
+        // At a collecting layout owners forget, one a moment before the other.
+        let new = layout.epoch != self.epoch && !layout.collects();
         self.away = away;
         self.epoch = layout.epoch;
         layout.members.len() > 1 && (new || back || self.last.is_none_or(|last| now >= last + EVERY))

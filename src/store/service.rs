@@ -155,6 +155,30 @@ impl StorePeer for Service {
         handoff::serve(self.store.clone(), request).map(Response::new)
     }
 
+    async fn confirm_garbage(
+        &self,
+        request: Request<pb::ConfirmGarbageRequest>,
+    ) -> Result<Response<pb::ConfirmGarbageResponse>, Status> {
+        let request = request.into_inner();
+        let from = self.store.greeted(&request.from, &request.to, &request.ring_id)?;
+        self.store.reach(from, request.epoch).await?;
+        let (segment, dead) =
+            convert::garbage(request.garbage.ok_or(Malformed::Missing("what to confirm"))?)?;
+        let held = self.store.confirm_garbage(request.epoch, segment, dead).await?;
+        Ok(Response::new(pb::ConfirmGarbageResponse { held }))
+    }
+
+    async fn forget_garbage(
+        &self,
+        request: Request<pb::ForgetGarbageRequest>,
+    ) -> Result<Response<pb::ForgetGarbageResponse>, Status> {
+        let request = request.into_inner();
+        let from = self.store.greeted(&request.from, &request.to, &request.ring_id)?;
+        self.store.reach(from, request.epoch).await?;
+        self.store.forget_garbage(request.epoch, request.garbage).await?;
+        Ok(Response::new(pb::ForgetGarbageResponse {}))
+    }
+
     async fn compare_digests(
         &self,
         request: Request<pb::CompareDigestsRequest>,

@@ -168,6 +168,23 @@ pub fn record_to(record: Record) -> sp::Record {
     }
 }
 
+/// Records of one segment that are to be collected.
+pub fn garbage(garbage: sp::Garbage) -> Result<(Segment, Vec<(Bytes, Version)>), Malformed> {
+    let dead = garbage.dead.into_iter().map(|dead| {
+        key(&dead.key)?;
+        Ok((dead.key, version(dead.version)))
+    });
+    Ok((segment(garbage.segment)?, dead.collect::<Result<_, Malformed>>()?))
+}
+
+/// As they are sent.
+pub fn garbage_to(segment: Segment, dead: &[(Bytes, Version)]) -> sp::Garbage {
+    let dead = dead
+        .iter()
+        .map(|(key, version)| sp::KeyedVersion { key: key.clone(), version: Some(version_to(*version)) });
+    sp::Garbage { segment: segment.0.into(), dead: dead.collect() }
+}
+
 /// A ring's kind.
 pub fn kind(number: i32) -> Result<Kind, Malformed> {
     match pb::Kind::try_from(number) {
@@ -426,19 +443,19 @@ pub fn vote_from_bytes(mut bytes: &[u8]) -> Result<(u64, Vote<Arc<Layout>>), Mal
 
 /// A report to the claimant.
 pub fn report(report: pb::Report) -> Result<Report, Malformed> {
-    let pb::Report { installed, synced, failed, progress, leaving, removals } = report;
+    let pb::Report { installed, synced, failed, progress, leaving, removals, garbage } = report;
     if removals.len() > MAX_REMOVALS {
         return Err(Malformed::Range("the number of removals"));
     }
     let removals = removals.iter().map(|id| node_id(id)).collect::<Result<_, _>>()?;
-    Ok(Report { installed, synced, failed, progress, leaving, removals })
+    Ok(Report { installed, synced, failed, progress, leaving, removals, garbage })
 }
 
 /// As it is sent.
 pub fn report_to(report: Report) -> pb::Report {
-    let Report { installed, synced, failed, progress, leaving, removals } = report;
+    let Report { installed, synced, failed, progress, leaving, removals, garbage } = report;
     let removals = removals.into_iter().map(|id| id_bytes(id.0)).collect();
-    pb::Report { installed, synced, failed, progress, leaving, removals }
+    pb::Report { installed, synced, failed, progress, leaving, removals, garbage }
 }
 
 #[cfg(test)]

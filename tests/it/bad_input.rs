@@ -238,7 +238,7 @@ impl Decoder for Raw {
 const ROUNDS: usize = 25;
 
 /// Every method that takes a message which means something, but those that end the node.
-const METHODS: [&str; 18] = [
+const METHODS: [&str; 20] = [
     "/thrifty.location.v1.Location/GetLayout",
     "/thrifty.location.v1.Location/Locate",
     "/thrifty.location.v1.Location/Status",
@@ -257,6 +257,8 @@ const METHODS: [&str; 18] = [
     "/thrifty.store.v1.StorePeer/Link",
     "/thrifty.store.v1.StorePeer/PullSegment",
     "/thrifty.store.v1.StorePeer/CompareDigests",
+    "/thrifty.store.v1.StorePeer/ConfirmGarbage",
+    "/thrifty.store.v1.StorePeer/ForgetGarbage",
 ];
 
 /// Sends the bytes of one message, and looks at an answer for a moment if there is one.
@@ -307,7 +309,7 @@ fn samples(layout: &thrifty::core::layout::Layout, rng: &mut StdRng) -> Vec<Byte
             ask: Some(sp::question::Ask::Forward(sp::ForwardedRequest { timeout_ms: 9, request: None })),
         },
     ];
-    let hello = Some(sp::LinkHello { from: from.clone(), to, ring_id: ring_id.clone() });
+    let hello = Some(sp::LinkHello { from: from.clone(), to: to.clone(), ring_id: ring_id.clone() });
     let segments = vec![sp::SegmentDigest { segment: 70_000, digest: from.clone(), parts: 5, has: vec![9] }];
     vec![
         bytes(&lp::InstallRequest {
@@ -334,6 +336,7 @@ fn samples(layout: &thrifty::core::layout::Layout, rng: &mut StdRng) -> Vec<Byte
                 progress: 0,
                 leaving: true,
                 removals: vec![from.clone()],
+                garbage: true,
             }),
             join: Some(member),
             all_stop: false,
@@ -346,6 +349,16 @@ fn samples(layout: &thrifty::core::layout::Layout, rng: &mut StdRng) -> Vec<Byte
             from: from.clone(),
             segments: segments.clone(),
             ..Default::default()
+        }),
+        bytes(&sp::ForgetGarbageRequest {
+            epoch: layout.epoch,
+            ring_id: ring_id.clone(),
+            from: from.clone(),
+            to,
+            garbage: Some(sp::Garbage {
+                segment: 3,
+                dead: vec![sp::KeyedVersion { key: "k".into(), version: Some(sp::Version::default()) }],
+            }),
         }),
         bytes(&sp::CompareDigestsRequest { epoch: 1, ring_id, from, segments, ..Default::default() }),
         bytes(&PutRequest {

@@ -13,6 +13,7 @@ mod rig;
 mod at_once;
 mod bad_input;
 mod client;
+mod collection;
 mod expiry;
 mod forced_removal;
 mod full_disk;

@@ -172,7 +172,7 @@ impl Plan {
             page_timeout: rng.range(60 * MS, 250 * MS),
             page_bytes: rng.pick(&[1, 10, 1000]),
             detect: rng.range(100 * MS, 800 * MS),
-            patience: Patience { pull_timeout, remove_after },
+            patience: Patience { pull_timeout, remove_after, ..Patience::default() },
             skew_ms: rng.pick(&[0, 5, 500, 20_000]),
             down: rng.pick(&[100 * MS, 500 * MS, SECOND, 3 * SECOND]),
             in_turn: rng.chance(500),

@@ -350,7 +350,9 @@ impl Process {
                 self.early.push(Early::Page { from, ask_id, epoch, segment, after });
                 return self.fetch(from, epoch, env);
             }
-            Err(why @ (Refusal::Storage(_) | Refusal::Full)) => return env.checker.fail(why.to_string()),
+            Err(why @ (Refusal::Storage(_) | Refusal::Full | Refusal::NotCollecting(_))) => {
+                return env.checker.fail(why.to_string());
+            }
         };
         env.send(self.index, from, Packet::Page { ask_id, page });
     }

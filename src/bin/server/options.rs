@@ -100,6 +100,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(2..))]
     pull_timeout: u64,
 
+    /// How often what was deleted or has expired is looked for, at most, and then forgotten by all its
+    /// owners.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..))]
+    collect_every: u64,
+
     /// What SIGTERM does: `leave` hands over and leaves the ring, `stop` stays a member (for a service
     /// manager that starts the node again).
     #[arg(long, value_enum, default_value = "leave")]
@@ -259,6 +264,7 @@ impl Parsed {
             patience: Patience {
                 pull_timeout: Duration::from_secs(self.pull_timeout),
                 remove_after: Duration::from_secs(self.remove_after),
+                collect_every: Duration::from_secs(self.collect_every),
             },
             leave_timeout: Duration::from_secs(self.leave_timeout),
             ..LocationConfig::default()
