@@ -77,6 +77,10 @@ pub enum ClientError {
     /// The ring can't do it now. Nothing was done; it may be sent again later.
     #[error("{0}")]
     Unavailable(String),
+    /// A node has more to do than it can, or the disks are full. Nothing was done; it may be sent
+    /// again later, and not at once, which would add to the load.
+    #[error("{0}")]
+    Exhausted(String),
     /// It may have happened or not. Read before writing again, if that matters.
     #[error("outcome unknown: {0}")]
     OutcomeUnknown(String),
@@ -91,7 +95,7 @@ impl From<Status> for ClientError {
         match status.code() {
             Code::InvalidArgument | Code::OutOfRange => ClientError::Invalid(message),
             // Nothing was done: it was turned away, says so, or never left.
-            Code::ResourceExhausted => ClientError::Unavailable(message),
+            Code::ResourceExhausted => ClientError::Exhausted(message),
             Code::Unavailable if retryable(&status) || never_sent(&status) => {
                 ClientError::Unavailable(message)
             }

@@ -8,8 +8,9 @@
 //! | `GET /livez`, `/readyz` | 200; `/readyz` 503 until the node is part of a ring |
 //!
 //! `?consistency=one|quorum|all` says how many owners must answer, `?ttl=30s` on a write for how long the value
-//! is kept (in ms, s, m, h or d). Keys are percent-encoded. An
-//! outcome that is unknown is 504, "nothing was done" is 503 with Retry-After.
+//! is kept (in ms, s, m, h or d). Keys are percent-encoded. An outcome that is unknown is 504,
+//! "nothing was done" is 503 with Retry-After, and 429 with it where a node has too much to do or the disks
+//! are full.
 //!
 //! Every request must name a host that is an IP address or `localhost`, and none may come from a
 //! web page of another origin: a page in somebody's browser must not write to a node on his
@@ -65,7 +66,7 @@ impl IntoResponse for Failed {
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let mut response = (code, format!("{}\n", self.0.message())).into_response();
-        if code == StatusCode::SERVICE_UNAVAILABLE {
+        if status::nothing_done(&self.0) {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

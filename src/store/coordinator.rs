@@ -27,8 +27,12 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-/// How often time passes for a request that has to wait. Only requests that meet a fault see it.
+/// How soon time passes for a request that has to wait. It is twice as long each time that nothing
+/// came meanwhile, up to [`MAX_TICK`]: under load many requests wait, and must not make more of it.
 const TICK: Duration = Duration::from_millis(10);
+
+/// See [`TICK`].
+const MAX_TICK: Duration = Duration::from_millis(80);
 
 /// How long an offered record may take to be answered: as long as a page of a pull.
 const OFFER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -204,7 +208,7 @@ impl Store {
         let mut waiting = Waiting::default();
         // Of a newer layout; answers count meanwhile. Whoever is newer still says so again.
         let mut fetch: Option<BoxFuture<'_, Option<Arc<Layout>>>> = None;
-        let mut tick = std::pin::pin!(tokio::time::sleep(TICK));
+        let (mut pause, mut tick) = (TICK, std::pin::pin!(tokio::time::sleep(TICK)));
         loop {
             // What is answered on the spot may lead to more questions.
             while !actions.is_empty() {
@@ -233,6 +237,10 @@ impl Store {
                 biased;
                 (node, epoch, answer) = waiting.next() => {
                     self.learn(&answer);
+                    if pause > TICK {
+                        pause = TICK;
+                        tick.as_mut().reset(Instant::now() + TICK);
+                    }
                     machine.answered(node, epoch, answer, self.now(), &mut actions);
                 }
                 layout = async { fetch.as_mut()?.await }, if fetch.is_some() => {
@@ -242,7 +250,11 @@ impl Store {
                     }
                 }
                 () = &mut tick => {
-                    tick.as_mut().reset(Instant::now() + TICK);
+                    pause = (pause * 2).min(MAX_TICK);
+                    let next = Instant::now() + pause;
+                    // On time, unless that is now.
+                    let end = self.at(terms.deadline).max(Instant::now() + TICK);
+                    tick.as_mut().reset(next.min(end));
                     machine.tick(self.now(), &mut actions);
                 }
             }

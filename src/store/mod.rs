@@ -7,6 +7,7 @@
 //! - [`commit`]: group commit, and questions to this node's own replica
 //! - [`link`]: questions to other nodes
 //! - [`answers`]: the answering end of a link
+//! - `admission`: how many requests are worked on at once
 //! - [`room`]: writes that are refused before the disk is full
 //! - [`turns`]: requests for one key in turn
 //! - `coordinator`: drives one request
@@ -16,6 +17,7 @@
 //! - `collect`: what was deleted or has expired is forgotten
 //! - [`service`]: the gRPC services
 
+mod admission;
 pub mod answers;
 mod collect;
 pub mod commit;
@@ -41,19 +43,16 @@ use crate::storage::vault::Vault;
 use crate::wire::convert;
 use crate::wire::status;
 use crate::wire::store as pb;
+use admission::Admission;
 use commit::{AnyEngine, Committer};
 use link::Links;
 use room::{FreeSpace, Room};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use turns::Turns;
-
-/// Client requests that a node works on at once. Past that they are turned away before anything is
-/// done, rather than all becoming slow.
-const MAX_IN_FLIGHT: usize = 8192;
 
 /// How often the clock's mark and the free space are looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -70,7 +69,7 @@ struct Inner {
     committer: OnceLock<Committer>,
     links: Links,
     turns: Turns,
-    in_flight: AtomicUsize,
+    admission: Arc<Admission>,
     /// Room for questions of a newer epoch.
     ahead: Arc<Semaphore>,
     /// Room for pullers.
@@ -93,16 +92,6 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// A client request that is being worked on.
-#[derive(Debug)]
-pub struct InFlight(Store);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.0.in_flight.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 impl Store {
     /// A store that serves from `engine` as soon as it has a layout. `free_space` is asked before
     /// each batch of writes; without it there is always room.
@@ -118,7 +107,7 @@ impl Store {
             committer: OnceLock::new(),
             links: Links::new(state.id),
             turns: Turns::default(),
-            in_flight: AtomicUsize::new(0),
+            admission: Admission::new(),
             ahead: Arc::new(Semaphore::new(service::MAX_AHEAD)),
             pullers: Arc::new(Semaphore::new(handoff::MAX_PULLERS)),
             garbage_at: AtomicU64::new(0),
@@ -180,17 +169,6 @@ impl Store {
         status::unknown(tonic::Code::Aborted, "this node's storage failed and it is stopping")
     }
 
-    /// Counts a client request in, or turns it away.
-    fn admit(&self) -> Result<InFlight, tonic::Status> {
-        if self.0.in_flight.fetch_add(1, Ordering::AcqRel) >= MAX_IN_FLIGHT {
-            self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
-            return Err(tonic::Status::resource_exhausted(
-                "this node has as many requests as it can work on; nothing was done",
-            ));
-        }
-        Ok(InFlight(self.clone()))
-    }
-
     /// Whether this node is part of a ring, so that it can serve.
     pub fn is_ready(&self) -> bool {
         self.0.committer.get().is_some()
@@ -198,7 +176,7 @@ impl Store {
 
     /// How many client requests are being worked on.
     pub fn in_flight(&self) -> usize {
-        self.0.in_flight.load(Ordering::Acquire)
+        self.0.admission.working()
     }
 
     /// Waits until the storage fails, and says why. The process has to end then: nothing that it

@@ -82,6 +82,7 @@ pub(crate) fn status_of(failure: Failure) -> Status {
     match code {
         _ if failure.outcome_unknown => status::unknown(code, failure.message),
         Code::Unavailable => status::unavailable(failure.message),
+        Code::ResourceExhausted => status::exhausted(failure.message),
         _ => Status::new(code, failure.message),
     }
 }
@@ -117,7 +118,7 @@ impl Store {
         timeout: Duration,
     ) -> Result<answer::Answer, Status> {
         check(&request)?;
-        let _in_flight = self.admit()?;
+        let _working = self.0.admission.admit(timeout)?;
         let deadline = Instant::now() + timeout;
         loop {
             let layout = self.layout()?;
@@ -208,8 +209,8 @@ impl Store {
         request: &forwarded_request::Request,
         timeout: Duration,
     ) -> Ended {
-        match self.admit() {
-            Ok(_in_flight) => self.coordinate(request, timeout).await,
+        match self.0.admission.admit(timeout) {
+            Ok(_working) => self.coordinate(request, timeout).await,
             Err(status) => Ended::Answer(failure(&status)),
         }
     }
@@ -303,10 +304,9 @@ impl Store {
             Outcome::Unavailable => {
                 Err(status::unavailable(format!("too few owners are up ({}); nothing was done", whom())))
             }
-            Outcome::NoSpace => Err(Status::resource_exhausted(format!(
-                "the owners' disks are full ({}); nothing was done",
-                whom()
-            ))),
+            Outcome::NoSpace => {
+                Err(status::exhausted(format!("the owners' disks are full ({}); nothing was done", whom())))
+            }
             Outcome::Aborted => Err(status::unknown(
                 Code::Aborted,
                 format!("another writer was faster, or owners refused ({})", whom()),

@@ -1,7 +1,8 @@
 //! Errors as gRPC statuses, in the one way that every client can tell apart.
 //!
 //! The question that matters to a caller is whether anything was done. `UNAVAILABLE` with
-//! `RetryInfo` means that nothing was; an unknown outcome is `ABORTED` or `DEADLINE_EXCEEDED` with
+//! `RetryInfo` means that nothing was, and `RESOURCE_EXHAUSTED` with it that there was too much to
+//! do or too little room: sending it again at once would make that worse. An unknown outcome is `ABORTED` or `DEADLINE_EXCEEDED` with
 //! `ErrorInfo` reason `OUTCOME_UNKNOWN`. Both details travel in the standard
 //! `grpc-status-details-bin` trailer, as `google.rpc.Status`.
 
@@ -64,10 +65,19 @@ fn with_detail(code: Code, message: String, type_url: &str, detail: &impl Messag
     Status::with_details(code, message, Bytes::from(details.encode_to_vec()))
 }
 
+fn nothing(code: Code, message: String) -> Status {
+    let info = RetryInfo { delay: Some(Delay { seconds: 0, nanos: RETRY_DELAY_NANOS }) };
+    with_detail(code, message, RETRY_INFO, &info)
+}
+
 /// Nothing was done; anybody may send it again.
 pub fn unavailable(message: impl Into<String>) -> Status {
-    let info = RetryInfo { delay: Some(Delay { seconds: 0, nanos: RETRY_DELAY_NANOS }) };
-    with_detail(Code::Unavailable, message.into(), RETRY_INFO, &info)
+    nothing(Code::Unavailable, message.into())
+}
+
+/// Nothing was done, for load or for want of room; it may be sent again later.
+pub fn exhausted(message: impl Into<String>) -> Status {
+    nothing(Code::ResourceExhausted, message.into())
 }
 
 /// It may have happened or not.
@@ -112,6 +122,8 @@ mod tests {
     fn the_two_kinds_can_be_told_apart() {
         let nothing = unavailable("no quorum");
         assert!(nothing_done(&nothing) && !outcome_unknown(&nothing));
+        let shed = exhausted("too much to do");
+        assert!(nothing_done(&shed) && shed.code() == Code::ResourceExhausted);
         let unknown = unknown(Code::Aborted, "lost a race");
         assert!(outcome_unknown(&unknown) && !nothing_done(&unknown));
         let other = Status::unavailable("connection reset");

@@ -59,7 +59,9 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let exit = match &error {
             ClientError::Invalid(_) => Exit::Usage,
-            ClientError::NoNode(_) | ClientError::Unavailable(_) => Exit::Unavailable,
+            ClientError::NoNode(_) | ClientError::Unavailable(_) | ClientError::Exhausted(_) => {
+                Exit::Unavailable
+            }
             ClientError::Refused(_) => Exit::Conflict,
             ClientError::OutcomeUnknown(_) => Exit::Unknown,
         };

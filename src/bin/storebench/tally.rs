@@ -5,7 +5,8 @@ use std::time::Duration;
 use thrifty::client::ClientError;
 
 /// The kinds of errors, in the order of their counters.
-pub(crate) const ERRORS: [&str; 5] = ["no_node", "invalid", "unavailable", "outcome_unknown", "refused"];
+pub(crate) const ERRORS: [&str; 6] =
+    ["no_node", "invalid", "unavailable", "outcome_unknown", "refused", "turned_away"];
 
 /// Latencies above this are counted as this: two minutes.
 const MAX_NANOS: u64 = 120_000_000_000;
@@ -86,6 +87,7 @@ impl Tally {
             ClientError::Unavailable(_) => 2,
             ClientError::OutcomeUnknown(_) => 3,
             ClientError::Refused(_) => 4,
+            ClientError::Exhausted(_) => 5,
         }] += 1;
         self.example.get_or_insert_with(|| error.to_string());
     }
