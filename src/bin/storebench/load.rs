@@ -9,7 +9,7 @@ use crate::report::{self, Outcome};
 use crate::schedule::{Extent, Schedule};
 use crate::tally::Tally;
 use crate::workload::{Mode, Workload};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use thrifty::client::{Client, ClientConfig};
 use tokio::task::JoinSet;
 
@@ -52,14 +52,16 @@ async fn phase(
 ) -> Result<Outcome, Failure> {
     let schedule = Schedule::start(extent, rate, load.callers);
     let shown = tokio::spawn(progress::show(name, schedule.clone()));
+    let tally = Arc::new(Mutex::new(Tally::new()));
     let mut callers = JoinSet::new();
     for seed in 0..load.callers {
-        callers.spawn(call(client.clone(), workload.clone(), schedule.clone(), seed.into()));
+        let (client, workload, schedule) = (client.clone(), workload.clone(), schedule.clone());
+        callers.spawn(call(client, workload, schedule, seed.into(), tally.clone()));
     }
-    let mut tally = Tally::new();
     while let Some(one) = callers.join_next().await {
-        tally.add(one.map_err(|error| Failure::new(Exit::Unknown, format!("a caller failed: {error}")))?);
+        one.map_err(|error| Failure::new(Exit::Unknown, format!("a caller failed: {error}")))?;
     }
+    let tally = std::mem::replace(&mut *tally.lock().unwrap_or_else(PoisonError::into_inner), Tally::new());
     let elapsed = schedule.began().elapsed();
     shown.abort();
     // An aborted task has dropped, and so cleared, its progress line once it was waited for.

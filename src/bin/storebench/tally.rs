@@ -11,7 +11,7 @@ pub(crate) const ERRORS: [&str; 6] =
 /// Latencies above this are counted as this: two minutes.
 const MAX_NANOS: u64 = 120_000_000_000;
 
-/// What one caller, or all of them, saw. Each caller has its own, so that they share nothing.
+/// What all callers saw.
 pub(crate) struct Tally {
     /// Latencies of reads that were answered, in nanoseconds.
     pub(crate) reads: Histogram<u64>,
@@ -54,18 +54,6 @@ impl Tally {
             Ok(()) => self.writes.saturating_record(latency.as_nanos() as u64),
             Err(error) => self.failed(&error),
         }
-    }
-
-    /// Adds another's counts.
-    pub(crate) fn add(&mut self, other: Tally) {
-        // All histograms have the same bounds, so that this can't fail.
-        let _ = self.reads.add(&other.reads);
-        let _ = self.writes.add(&other.writes);
-        for (mine, theirs) in self.errors.iter_mut().zip(other.errors) {
-            *mine += theirs;
-        }
-        self.not_found += other.not_found;
-        self.example = self.example.take().or(other.example);
     }
 
     /// All latencies.
