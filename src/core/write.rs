@@ -309,6 +309,22 @@ mod tests {
     }
 
     #[test]
+    fn what_began_before_a_collecting_layout_is_not_sent_again_at_it_or_later() {
+        let ring = ring_of(3, 3, 4);
+        let collecting = ring.collecting();
+        let dual = collecting.dual(&[member(4)], &BTreeSet::new()).unwrap();
+        for (began, then, ends) in
+            [(&ring, &collecting, true), (&ring, &dual, true), (&collecting, &dual, false)]
+        {
+            let (mut write, _) = start(began, Consistency::Quorum, false);
+            let mut again = Vec::new();
+            write.installed(Arc::new(then.clone()), &mut again);
+            assert_eq!(write.outcome(), ends.then_some(&Outcome::Aborted));
+            assert_eq!(again.is_empty(), ends);
+        }
+    }
+
+    #[test]
     fn a_lost_race_is_aborted_and_a_silence_is_asked_again() {
         let ring = ring_of(3, 3, 4);
         let (mut write, _) = start(&ring, Consistency::Quorum, false);
