@@ -5,10 +5,12 @@
 //! look for a ring, so that of several that start at once no two miss each other. At the end it
 //! goes on serving until it is out of the ring, then lets the requests it works on finish.
 //!
-//! What comes in is bounded at the `door`, by connections, and below by what one connection may
-//! ask for; `health` is what others are told of how the node does.
+//! What comes in is bounded at the `door`, by connections, below by what one connection may ask
+//! for, and by the `guard`, by what all messages may take in memory; `health` is what others are
+//! told of how the node does.
 
 mod door;
+mod guard;
 mod health;
 
 use crate::core::node::Address;
@@ -17,6 +19,7 @@ use crate::location::{Boxed, Departure, Location, LocationConfig, LocationError,
 #[cfg(feature = "store")]
 use crate::store::{Store, commit::AnyEngine, room::FreeSpace};
 use crate::wire::DESCRIPTORS;
+use guard::Guard;
 use health::Health;
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,6 +183,10 @@ async fn serve(
     let mut health = Health::new(reporter, for_clients(&store)).await;
     let routes = with_http(routes.prepare(), &store);
     let (stop_serving, stopped) = oneshot::channel::<()>();
+    #[cfg(feature = "store")]
+    let budget = store.as_ref().map(|store| store.budget().clone());
+    #[cfg(not(feature = "store"))]
+    let budget = None;
     let serve = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -188,8 +195,7 @@ async fn serve(
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .accept_http1(cfg!(feature = "gateway"))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(door::incoming(listener), async {
+        .serve_with_incoming_shutdown(Guard::new(routes, budget), door::incoming(listener), async {
             let _told_or_dropped = stopped.await;
         });
     let mut server = tokio::spawn(serve);

@@ -31,6 +31,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 use tonic::{Code, Status};
 
@@ -94,7 +95,11 @@ type Asked = (State<Store>, Path<String>, Query<HashMap<String, String>>);
 async fn read((State(store), Path(key), Query(query)): Asked) -> Result<Response, Failed> {
     let request = GetRequest { key: key.into(), options: options(&query)? };
     let found = store.get(request, TIMEOUT).await.map_err(Failed)?;
-    Ok(self::found(found))
+    let held = store.budget().hold(found.value.len()).map_err(Failed)?;
+    let mut response = self::found(found);
+    // Until it has left; see the node's guard.
+    response.extensions_mut().insert(Arc::new(held));
+    Ok(response)
 }
 
 /// The answer with a value.

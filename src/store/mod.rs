@@ -7,7 +7,7 @@
 //! - [`commit`]: group commit, and questions to this node's own replica
 //! - [`link`]: questions to other nodes
 //! - [`answers`]: the answering end of a link
-//! - `admission`: how many requests are worked on at once
+//! - `admission`: how many requests are taken in, and worked on at once
 //! - [`room`]: writes that are refused before the disk is full
 //! - [`turns`]: requests for one key in turn
 //! - `coordinator`: drives one request
@@ -40,6 +40,7 @@ use crate::location::{Boxed, Holdings, Location, Progress, SegmentHost, wall_ms}
 use crate::replica::Replica;
 use crate::storage::StorageError;
 use crate::storage::vault::Vault;
+use crate::wire::budget::Budget;
 use crate::wire::convert;
 use crate::wire::status;
 use crate::wire::store as pb;
@@ -53,6 +54,9 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use turns::Turns;
+
+/// What clients' requests and their answers may take in memory, all together: 256 of the largest.
+const MAX_BYTES: usize = 256 << 20;
 
 /// How often the clock's mark and the free space are looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -70,6 +74,7 @@ struct Inner {
     links: Links,
     turns: Turns,
     admission: Arc<Admission>,
+    budget: Arc<Budget>,
     /// Room for questions of a newer epoch.
     ahead: Arc<Semaphore>,
     /// Room for pullers.
@@ -108,6 +113,7 @@ impl Store {
             links: Links::new(state.id),
             turns: Turns::default(),
             admission: Admission::new(),
+            budget: Budget::new(MAX_BYTES),
             ahead: Arc::new(Semaphore::new(service::MAX_AHEAD)),
             pullers: Arc::new(Semaphore::new(handoff::MAX_PULLERS)),
             garbage_at: AtomicU64::new(0),
@@ -174,9 +180,14 @@ impl Store {
         self.0.committer.get().is_some()
     }
 
-    /// How many client requests are being worked on.
+    /// What clients' requests and their answers may take in memory.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.0.budget
+    }
+
+    /// How many client requests were taken in and have not ended.
     pub fn in_flight(&self) -> usize {
-        self.0.admission.working()
+        self.0.admission.in_flight()
     }
 
     /// Waits until the storage fails, and says why. The process has to end then: nothing that it

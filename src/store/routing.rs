@@ -60,6 +60,15 @@ fn reads(request: &forwarded_request::Request) -> bool {
     matches!(request, forwarded_request::Request::Get(_))
 }
 
+/// What a request takes of the budget while it is worked on.
+fn weight(request: &forwarded_request::Request) -> usize {
+    let value = match request {
+        forwarded_request::Request::Put(put) => put.value.len(),
+        _ => 0,
+    };
+    key_of(request).len() + value
+}
+
 pub(crate) fn check(request: &forwarded_request::Request) -> Result<Consistency, Status> {
     convert::key(key_of(request))?;
     if let forwarded_request::Request::Put(put) = request {
@@ -118,7 +127,8 @@ impl Store {
         timeout: Duration,
     ) -> Result<answer::Answer, Status> {
         check(&request)?;
-        let _working = self.0.admission.admit(timeout)?;
+        let _taken_in = self.0.admission.take_in()?;
+        let _held = self.0.budget.hold(weight(&request))?;
         let deadline = Instant::now() + timeout;
         loop {
             let layout = self.layout()?;
@@ -209,8 +219,10 @@ impl Store {
         request: &forwarded_request::Request,
         timeout: Duration,
     ) -> Ended {
-        match self.0.admission.admit(timeout) {
-            Ok(_working) => self.coordinate(request, timeout).await,
+        let taken_in = self.0.admission.take_in();
+        let taken_in = taken_in.and_then(|taken_in| Ok((taken_in, self.0.budget.hold(weight(request))?)));
+        match taken_in {
+            Ok(_until_it_ends) => self.coordinate(request, timeout).await,
             Err(status) => Ended::Answer(failure(&status)),
         }
     }
@@ -227,6 +239,11 @@ impl Store {
         timeout: Duration,
     ) -> Result<Ended, Status> {
         let consistency = check(request)?;
+        let deadline = Instant::now() + timeout;
+        // Only for the node that coordinates: two that forward to each other must not wait for the
+        // same places.
+        let _working = self.0.admission.place(timeout).await?;
+        let timeout = deadline.saturating_duration_since(Instant::now());
         let layout = self.layout()?;
         let key = key_of(request).clone();
         let segment = layout.segment(&key);

@@ -13,6 +13,7 @@ use crate::wire::store::store_peer_server::{StorePeer, StorePeerServer};
 use crate::wire::store::store_server::{Store as StoreApi, StoreServer};
 use crate::wire::store::{self as pb, answer, question};
 use crate::wire::{MAX_MESSAGE_BYTES, status};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
@@ -82,7 +83,12 @@ impl StoreApi for Service {
 
     async fn get(&self, request: Request<pb::GetRequest>) -> Result<Response<pb::GetResponse>, Status> {
         let timeout = timeout(&request);
-        self.store.get(request.into_inner(), timeout).await.map(Response::new)
+        let found = self.store.get(request.into_inner(), timeout).await?;
+        let held = self.store.budget().hold(found.value.len())?;
+        let mut response = Response::new(found);
+        // Until it has left; see the node's guard.
+        response.extensions_mut().insert(Arc::new(held));
+        Ok(response)
     }
 
     async fn delete(

@@ -10,6 +10,9 @@
 mod load;
 mod rig;
 
+// It looks up in /proc what a node has in memory.
+#[cfg(target_os = "linux")]
+mod abuse;
 mod at_once;
 mod bad_input;
 mod client;
