@@ -20,10 +20,10 @@ use crate::location::{Boxed, Departure, Location, LocationConfig, LocationError,
 use crate::store::{Store, commit::AnyEngine, room::FreeSpace};
 use crate::wire::DESCRIPTORS;
 use guard::Guard;
+pub use door::Listener;
 use health::Health;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tonic::service::Routes;
 use tonic::transport::Server;
@@ -111,7 +111,7 @@ pub struct Node {
 
 /// Runs a node on a bound listener until it leaves, is removed or told to stop.
 pub async fn run(
-    listener: TcpListener,
+    listener: impl Listener,
     node: Node,
     commands: mpsc::Receiver<Command>,
 ) -> Result<Departure, NodeError> {
@@ -121,7 +121,7 @@ pub async fn run(
 /// The same, with the handle to its place in the ring, for programs that want to know who owns
 /// what. Nothing happens until the future is polled.
 pub fn start(
-    listener: TcpListener,
+    listener: impl Listener,
     node: Node,
     commands: mpsc::Receiver<Command>,
 ) -> (Location, impl Future<Output = Result<Departure, NodeError>>) {
@@ -150,7 +150,7 @@ type MaybeStore = Option<Store>;
 type MaybeStore = Option<std::convert::Infallible>;
 
 async fn serve(
-    listener: TcpListener,
+    listener: impl Listener,
     location: Location,
     mut agent: Boxed<Result<Departure, LocationError>>,
     store: MaybeStore,

@@ -43,8 +43,29 @@ fn max_connections() -> usize {
     files.map_or(MAX_CONNECTIONS, |files| MAX_CONNECTIONS.min(files / 4 * 3))
 }
 
+/// Where connections come in.
+pub trait Listener: Send + 'static {
+    /// What they travel on.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// Waits for the next one; with it comes between which addresses it is.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, TcpConnectInfo)>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, TcpConnectInfo)> {
+        let (stream, _) = TcpListener::accept(self).await?;
+        // Without it small answers wait; with a connection that broke already it doesn't matter.
+        let _broken_already = stream.set_nodelay(true);
+        let ends = stream.connect_info();
+        Ok((stream, ends))
+    }
+}
+
 /// The connections that come in on a listener, for as long as there is a place for each.
-pub(super) fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Guest>> {
+pub(super) fn incoming<L: Listener>(listener: L) -> impl Stream<Item = io::Result<Guest<L::Stream>>> {
     let door = Door::new(listener, max_connections(), GREETING);
     futures_util::stream::unfold(door, |mut door| async move {
         let guest = door.next().await;
@@ -52,8 +73,8 @@ pub(super) fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<G
     })
 }
 
-struct Door {
-    listener: TcpListener,
+struct Door<L> {
+    listener: L,
     places: Arc<Semaphore>,
     most: usize,
     greeting: Duration,
@@ -61,17 +82,17 @@ struct Door {
     said: Option<Instant>,
 }
 
-impl Door {
-    fn new(listener: TcpListener, most: usize, greeting: Duration) -> Self {
+impl<L: Listener> Door<L> {
+    fn new(listener: L, most: usize, greeting: Duration) -> Self {
         let places = Arc::new(Semaphore::new(most));
         Door { listener, places, most, greeting, turned_away: 0, said: None }
     }
 
-    async fn next(&mut self) -> Guest {
+    async fn next(&mut self) -> Guest<L::Stream> {
         loop {
             match self.listener.accept().await {
-                Ok((stream, _)) => match self.places.clone().try_acquire_owned() {
-                    Ok(place) => return Guest::new(stream, place, self.greeting),
+                Ok((stream, ends)) => match self.places.clone().try_acquire_owned() {
+                    Ok(place) => return Guest::new(stream, ends, place, self.greeting),
                     // Dropped, and so closed, at once.
                     Err(_full) => self.turn_away(),
                 },
@@ -97,8 +118,9 @@ impl Door {
 }
 
 /// A connection that was let in; its place is free again when this ends.
-pub(super) struct Guest {
-    stream: TcpStream,
+pub(super) struct Guest<S> {
+    stream: S,
+    ends: TcpConnectInfo,
     /// Until it has said what it speaks.
     silence: Option<Silence>,
     _place: OwnedSemaphorePermit,
@@ -109,24 +131,22 @@ struct Silence {
     end: Pin<Box<Sleep>>,
 }
 
-impl Guest {
-    fn new(stream: TcpStream, place: OwnedSemaphorePermit, greeting: Duration) -> Self {
-        // Without it small answers wait; with a connection that broke already it doesn't matter.
-        let _broken_already = stream.set_nodelay(true);
+impl<S> Guest<S> {
+    fn new(stream: S, ends: TcpConnectInfo, place: OwnedSemaphorePermit, greeting: Duration) -> Self {
         let silence = Silence { heard: 0, end: Box::pin(tokio::time::sleep(greeting)) };
-        Guest { stream, silence: Some(silence), _place: place }
+        Guest { stream, ends, silence: Some(silence), _place: place }
     }
 }
 
-impl Connected for Guest {
+impl<S> Connected for Guest<S> {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+        self.ends.clone()
     }
 }
 
-impl AsyncRead for Guest {
+impl<S: AsyncRead + Unpin> AsyncRead for Guest<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -148,7 +168,7 @@ impl AsyncRead for Guest {
 }
 
 /// Whoever is answered has said enough, be it ever so short.
-impl AsyncWrite for Guest {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guest<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -193,7 +213,7 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
     }
 
-    async fn door(most: usize, greeting: Duration) -> (Door, SocketAddr) {
+    async fn door(most: usize, greeting: Duration) -> (Door<TcpListener>, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         (Door::new(listener, most, greeting), address)

@@ -5,7 +5,14 @@ use super::location::{ProbeRequest, ProbeResponse};
 use super::{MAX_MESSAGE_BYTES, convert};
 use crate::core::layout::Kind;
 use crate::core::node::Address;
+use hyper_util::rt::TokioIo;
+use std::io;
+use std::pin::Pin;
+use std::sync::OnceLock;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tonic::codegen::{Service, http::Uri};
 use tonic::transport::{Channel, Endpoint};
 
 /// How long a connection may take to come about: generous for a data centre, and short enough that
@@ -23,20 +30,58 @@ pub const LOOPBACK_PORTS: std::ops::RangeInclusive<u16> = 9900..=9925;
 /// hundred.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What bytes travel on, both ways.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A stream that is being made.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
+
+/// Makes the stream to the host and port of a URI.
+pub type Connect = fn(&Uri) -> Connecting;
+
+/// What connects instead of the system's TCP.
+static CONNECT: OnceLock<Connect> = OnceLock::new();
+
+/// Has all connections of this process made by `connect` instead of the system's TCP, from now on
+/// and for good: for networks that are simulated. Only the first call counts.
+pub fn connect_by(connect: Connect) {
+    let _only_once = CONNECT.set(connect);
+}
+
+struct Connector(Connect);
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Box<dyn Stream>>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let connecting = self.0(&to);
+        Box::pin(async move { connecting.await.map(TokioIo::new) })
+    }
+}
+
 /// A channel that connects at first use and again whenever needed.
 pub fn lazy(address: &Address) -> Channel {
-    match Endpoint::from_shared(format!("http://{address}")) {
-        Ok(endpoint) => endpoint
-            .tcp_nodelay(true)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(4 << 20)
-            .connect_lazy(),
-        // An address was checked when it was made; one that is no URI all the same reaches nobody.
-        Err(_) => Endpoint::from_static("http://127.0.0.1:0").connect_lazy(),
+    // An address was checked when it was made; one that is no URI all the same reaches nobody.
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .unwrap_or_else(|_| Endpoint::from_static("http://127.0.0.1:0"))
+        .tcp_nodelay(true)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20);
+    match CONNECT.get() {
+        Some(connect) => endpoint.connect_with_connector_lazy(Connector(*connect)),
+        None => endpoint.connect_lazy(),
     }
 }
 
