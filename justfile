@@ -25,6 +25,11 @@ simulate seeds="20000" first="0":
     THRIFTY_SIM_SEEDS={{seeds}} THRIFTY_SIM_FIRST_SEED={{first}} \
         cargo test --release --no-default-features --test sim -- --nocapture --skip mutant
 
+# Run the whole shell on a simulated network: `just turmoil 5000 0`.
+turmoil seeds="5000" first="0":
+    THRIFTY_TURMOIL_SEEDS={{seeds}} THRIFTY_TURMOIL_FIRST_SEED={{first}} \
+        cargo test --release --no-default-features --features store --test turmoil -- --nocapture
+
 # How many seeds it takes to find each planted bug.
 mutants seeds="3000":
     THRIFTY_SIM_MUTANT_SEEDS={{seeds}} \

@@ -2,6 +2,7 @@
 
 use super::Client;
 use crate::core::node::Address;
+use crate::wire::channel::within;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -29,7 +30,8 @@ impl Client {
             let others = self.ring.route(key).into_iter().map(|address| self.ring.node(&address));
             first = others.into_iter().find(|node| !self.ring.is_shunned(node)).unwrap_or(first);
         }
-        match send(first.channel(), self.request(message.clone(), self.config.timeout)).await {
+        let time = self.config.timeout;
+        match within(time, send(first.channel(), self.request(message.clone(), time))).await {
             Ok(response) => Ok(response.into_inner()),
             Err(status) if never_sent(&status) => {
                 let others =
@@ -78,7 +80,8 @@ impl Client {
                 if left.is_zero() {
                     return Err(last);
                 }
-                match send(self.ring.node(address).channel(), self.request(message.clone(), left)).await {
+                let channel = self.ring.node(address).channel();
+                match within(left, send(channel, self.request(message.clone(), left))).await {
                     Ok(response) => return Ok(response.into_inner()),
                     Err(status) if never_sent(&status) => last = explained(status, address),
                     Err(status) if retryable(&status) => {

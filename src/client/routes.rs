@@ -22,6 +22,9 @@ use tonic::{Request, Status};
 /// what the ring itself takes to see that it hangs.
 const SHUN_MS: u64 = 3_000;
 
+/// How long one node may take to give the layout.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
+
 pub(super) struct Node {
     pub(super) address: Address,
     channels: Vec<Channel>,
@@ -216,8 +219,9 @@ impl Drop for Refresher {
 
 pub(super) async fn fetch_layout(channel: &Channel, have_epoch: u64) -> Result<Option<Layout>, Status> {
     let mut request = Request::new(GetLayoutRequest { have_epoch });
-    request.set_timeout(Duration::from_secs(1));
-    let response = location(channel.clone()).get_layout(request).await?.into_inner();
+    request.set_timeout(FETCH_TIMEOUT);
+    let mut client = location(channel.clone());
+    let response = channel::within(FETCH_TIMEOUT, client.get_layout(request)).await?.into_inner();
     match response.layout {
         Some(layout) => convert::layout(layout).map(Some).map_err(|e| Status::internal(e.to_string())),
         None => Ok(None),

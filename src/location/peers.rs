@@ -4,12 +4,13 @@ use crate::core::layout::Layout;
 use crate::core::membership::Message;
 use crate::core::node::{Address, Generation, NodeId, RingId};
 use crate::core::token::Epoch;
+use crate::wire::MAX_MESSAGE_BYTES;
+use crate::wire::channel::{self, within};
 use crate::wire::convert::{self, id_bytes};
 use crate::wire::location::location_peer_client::LocationPeerClient;
 use crate::wire::location::{
     AcceptRequest, GossipRequest, InstallRequest, JoinRequest, PrepareRequest, PullLayoutRequest,
 };
-use crate::wire::{MAX_MESSAGE_BYTES, channel};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -105,7 +106,7 @@ impl Peers {
             Message::Prepare { target, ballot } => {
                 let ballot_sent = Some(convert::ballot_to(ballot));
                 let prepare = PrepareRequest { from, ring_id, target, ballot: ballot_sent };
-                let answer = client.prepare(request(prepare)).await?.into_inner();
+                let answer = within(CALL_TIMEOUT, client.prepare(request(prepare))).await?.into_inner();
                 meant(to, &answer.from)?;
                 let message = if let Some(promise) = answer.promise {
                     let accepted = convert::accepted(promise.accepted).map_err(malformed)?;
@@ -120,7 +121,7 @@ impl Peers {
                 let target = layout.epoch;
                 let layout = Some(convert::layout_to(&layout));
                 let accept = AcceptRequest { from, ballot: Some(convert::ballot_to(ballot)), layout };
-                let answer = client.accept(request(accept)).await?.into_inner();
+                let answer = within(CALL_TIMEOUT, client.accept(request(accept))).await?.into_inner();
                 meant(to, &answer.from)?;
                 let message = match answer.accepted {
                     true => Some(Message::Accepted { target, ballot }),
@@ -140,7 +141,7 @@ impl Peers {
                 return Ok(Reply { message: None, epoch: sender.epoch });
             }
         };
-        let answer = client.gossip(request(gossip)).await?.into_inner();
+        let answer = within(CALL_TIMEOUT, client.gossip(request(gossip))).await?.into_inner();
         meant(to, &answer.from)?;
         Ok(Reply { message: None, epoch: answer.epoch })
     }
@@ -160,7 +161,7 @@ impl Peers {
             layout: Some(convert::layout_to(layout)),
             succeeds_ring_id: succeeds.map(|ring| id_bytes(ring.0)).unwrap_or_default(),
         };
-        let answer = self.client(address).install(request(install)).await?.into_inner();
+        let answer = within(CALL_TIMEOUT, self.client(address).install(request(install))).await?.into_inner();
         meant(to, &answer.from)?;
         Ok(answer.epoch)
     }
@@ -181,7 +182,7 @@ impl Peers {
             packets,
             ..Default::default()
         };
-        let answer = self.client(address).gossip(request(gossip)).await?.into_inner();
+        let answer = within(CALL_TIMEOUT, self.client(address).gossip(request(gossip))).await?.into_inner();
         meant(to, &answer.from)?;
         Ok(answer.epoch)
     }
@@ -189,13 +190,15 @@ impl Peers {
     /// Fetches the layout that a node has installed.
     pub async fn pull_layout(&self, address: &Address, ring: RingId) -> Result<Layout, Status> {
         let pull = PullLayoutRequest { ring_id: id_bytes(ring.0) };
-        let layout = self.client(address).pull_layout(request(pull)).await?.into_inner().layout;
+        let layout =
+            within(CALL_TIMEOUT, self.client(address).pull_layout(request(pull))).await?.into_inner().layout;
         convert::layout(layout.ok_or_else(|| malformed("no layout"))?).map_err(malformed)
     }
 
     /// Asks to be taken in; answers the layout as it is.
     pub async fn join(&self, address: &Address, join: JoinRequest) -> Result<Layout, Status> {
-        let layout = self.client(address).join(request(join)).await?.into_inner().layout;
+        let layout =
+            within(CALL_TIMEOUT, self.client(address).join(request(join))).await?.into_inner().layout;
         convert::layout(layout.ok_or_else(|| malformed("no layout"))?).map_err(malformed)
     }
 }

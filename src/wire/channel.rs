@@ -8,7 +8,7 @@ use crate::core::node::Address;
 use hyper_util::rt::TokioIo;
 use std::io;
 use std::pin::Pin;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -85,15 +85,29 @@ pub fn lazy(address: &Address) -> Channel {
     }
 }
 
+/// Ends a call that has not ended after `time`. A request's own timeout only counts from when there is
+/// a connection to send it on: those that wait for one to a host that is silent are tried in turn,
+/// each for as long as [`CONNECT_TIMEOUT`].
+pub async fn within<T>(
+    time: Duration,
+    call: impl Future<Output = Result<T, tonic::Status>>,
+) -> Result<T, tonic::Status> {
+    match tokio::time::timeout(time, call).await {
+        Ok(result) => result,
+        Err(elapsed) => {
+            let mut status = tonic::Status::deadline_exceeded("no answer came in time");
+            status.set_source(Arc::new(elapsed));
+            Err(status)
+        }
+    }
+}
+
 /// Asks whoever listens at `address` who it is.
 pub async fn probe(address: &Address, request: ProbeRequest) -> Result<ProbeResponse, tonic::Status> {
     let mut client = LocationPeerClient::new(lazy(address)).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let mut request = tonic::Request::new(request);
     request.set_timeout(PROBE_TIMEOUT);
-    match tokio::time::timeout(PROBE_TIMEOUT, client.probe(request)).await {
-        Ok(response) => response.map(tonic::Response::into_inner),
-        Err(_) => Err(tonic::Status::deadline_exceeded(format!("{address} did not answer a probe"))),
-    }
+    within(PROBE_TIMEOUT, client.probe(request)).await.map(tonic::Response::into_inner)
 }
 
 /// Asks every port of the loopback range, all at once. Whoever isn't there isn't in the answer.
