@@ -100,3 +100,12 @@ fn rings_on_a_simulated_network() {
         strikes::Strike::ALL.iter().filter(|strike| !counts.contains_key(strike.name())).collect();
     assert!(many < 200 || never.is_empty(), "never happened: {never:?}");
 }
+
+/// Those that wait for a connection to one host wait in turn.
+#[test]
+fn requests_to_silent_hosts_end_in_time() {
+    ring::simulate_connections();
+    if let Err(why) = strikes::all_silent() {
+        panic!("{why}");
+    }
+}

@@ -205,8 +205,7 @@ impl Run<'_> {
     }
 }
 
-/// Runs a seed to its end.
-pub(crate) fn run(seed: u64, told: &Mutex<Counts>) -> Result<(), String> {
+fn prepare<'a>(seed: u64) -> Run<'a> {
     let mut rng = Rng::new(seed);
     let ring = Rc::new(Ring::new(rng.range(3, 6) as usize));
     let mut sim = turmoil::Builder::new()
@@ -222,10 +221,34 @@ pub(crate) fn run(seed: u64, told: &Mutex<Counts>) -> Result<(), String> {
         sim.host(name(host), move || ring.clone().live(host));
     }
     sim.client(CLIENT, load::run(ring.clone(), seed));
-    let mut run = Run { sim, ring: ring.clone(), rng };
+    Run { sim, ring, rng }
+}
+
+/// Runs a seed to its end.
+pub(crate) fn run(seed: u64, told: &Mutex<Counts>) -> Result<(), String> {
+    let mut run = prepare(seed);
     let result = run.go();
     let mut told = told.lock().expect(UNPOISONED);
-    *told = ring.counts();
+    *told = run.ring.counts();
     *told.entry("simulated seconds").or_default() += run.sim.elapsed().as_secs();
-    result.map_err(|why| format!("{}\n{why}", ring.log()))
+    result.map_err(|why| format!("{}\n{why}", run.ring.log()))
+}
+
+/// All hosts are silent for so long that the client's connections to them are given up.
+pub(crate) fn all_silent() -> Result<(), String> {
+    let mut run = prepare(0);
+    let result = (|| {
+        run.rest()?;
+        run.pass(1_000)?;
+        let hosts = || (0..run.ring.len()).map(name);
+        // Not cut: the simulated network refuses at once to connect over a link that is.
+        hosts().for_each(|host| run.sim.hold(CLIENT, host));
+        run.pass(30_000)?;
+        let hosts = || (0..run.ring.len()).map(name);
+        hosts().for_each(|host| run.sim.release(CLIENT, host));
+        run.ring.over.set(true);
+        while !run.step()? {}
+        Ok(())
+    })();
+    result.map_err(|why: String| format!("{}\n{why}", run.ring.log()))
 }
