@@ -40,7 +40,7 @@ type Counts = BTreeMap<&'static str, u64>;
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// How many seeds it takes for all that can strike to have done so; unoptimized code is too slow.
-const SEEDS: u64 = if cfg!(debug_assertions) { 10 } else { 200 };
+const SEEDS: u64 = if cfg!(debug_assertions) { 4 } else { 200 };
 
 const UNPOISONED: &str = "nothing panics under this lock";
 
