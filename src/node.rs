@@ -19,8 +19,8 @@ use crate::location::{Boxed, Departure, Location, LocationConfig, LocationError,
 #[cfg(feature = "store")]
 use crate::store::{Store, commit::AnyEngine, room::FreeSpace};
 use crate::wire::DESCRIPTORS;
-use guard::Guard;
 pub use door::Listener;
+use guard::Guard;
 use health::Health;
 use std::sync::Arc;
 use std::time::Duration;

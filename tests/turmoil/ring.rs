@@ -25,8 +25,11 @@ use turmoil::net::{TcpListener, TcpStream};
 const PORT: u16 = 9900;
 
 /// Short, so that what it does comes to pass while the seed runs.
-const PATIENCE: Patience =
-    Patience { pull_timeout: Duration::from_secs(8), remove_after: Duration::from_secs(12) };
+const PATIENCE: Patience = Patience {
+    pull_timeout: Duration::from_secs(8),
+    remove_after: Duration::from_secs(12),
+    collect_every: Duration::from_secs(10),
+};
 
 /// Before a host that went takes part again.
 const REST: Duration = Duration::from_millis(500);
