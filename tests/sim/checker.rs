@@ -7,19 +7,35 @@
 //!    acknowledged write's version is greater than all such versions; values belong to their versions.
 //! 3. *Nothing acknowledged is lost*: follows from the second for the reads that end each run.
 //! 4. *Nothing done means nothing done*: no read returns a write that was refused so.
+//! 5. *Only who is called down is removed*: by a majority of the voters, unless it asked to leave.
+//!
+//! The second is checked twice: by versions as the run goes on, and in the end by values alone, see
+//! [`linear`]. That all owners of a segment hold the same in the end, deletes included, is the
+//! [`cluster`](crate::cluster)'s to see.
 //!
 //! Operations are timed at the coordinator, which is stricter than at the client: the intervals are
 //! shorter, so that fewer orders are allowed. ONE is no part of this: such a write counts as one of
 //! unknown outcome, and such a read is only checked for returning something that was written.
 
 use crate::counts::{Counts, Kind};
+use crate::gossip::Gossip;
+use crate::linear::{self, Operation, Verdict, What};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use thrifty::core::layout::{Layout, Phase};
-use thrifty::core::node::RingId;
+use thrifty::core::layout::{Layout, Phase, Standing};
+use thrifty::core::node::{NodeId, RingId};
 use thrifty::core::record::{Record, Version};
 use thrifty::core::token::Epoch;
+
+/// How long the search for an order may take: a hundred times what any run has needed.
+const MOST_STEPS: usize = 1_000_000;
+
+/// The number that a write wrote; `None` for a delete.
+fn number(record: &Record) -> Option<u64> {
+    let text = std::str::from_utf8(record.value.as_ref()?).ok()?;
+    text.parse().ok()
+}
 
 /// What is known about one key.
 #[derive(Debug, Default)]
@@ -30,6 +46,10 @@ struct Key {
     written: BTreeMap<Version, Option<Bytes>>,
     /// Versions of which it was said that nothing was done.
     refused: BTreeSet<Version>,
+    /// Which operation wrote each version.
+    writes: BTreeMap<Version, usize>,
+    /// All operations, timed by their order.
+    history: Vec<Operation>,
 }
 
 /// See the module's documentation.
@@ -38,6 +58,7 @@ pub(crate) struct Checker {
     keys: Vec<Key>,
     layouts: BTreeMap<(RingId, Epoch), Arc<Layout>>,
     newest: Option<Arc<Layout>>,
+    time: u64,
     /// The first thing that went wrong.
     pub(crate) failure: Option<String>,
 }
@@ -45,7 +66,7 @@ pub(crate) struct Checker {
 impl Checker {
     pub(crate) fn new(keys: usize) -> Self {
         let keys = (0..keys).map(|_| Key::default()).collect();
-        Checker { keys, layouts: BTreeMap::new(), newest: None, failure: None }
+        Checker { keys, layouts: BTreeMap::new(), newest: None, time: 0, failure: None }
     }
 
     pub(crate) fn fail(&mut self, why: String) {
@@ -53,7 +74,7 @@ impl Checker {
     }
 
     /// A node installs a layout. Whether it is the first to install this one.
-    pub(crate) fn installed(&mut self, layout: &Arc<Layout>, counts: &mut Counts) -> bool {
+    pub(crate) fn installed(&mut self, layout: &Arc<Layout>, gossip: &Gossip, counts: &mut Counts) -> bool {
         let known = self.layouts.get(&(layout.ring, layout.epoch));
         if let Some(known) = known {
             if !Arc::ptr_eq(known, layout) && known != layout {
@@ -75,10 +96,14 @@ impl Checker {
             self.fail(format!("the layout of epoch {} is invalid: {why}", layout.epoch));
         }
         let before = layout.epoch.checked_sub(1).and_then(|epoch| self.layouts.get(&(layout.ring, epoch)));
+        let removed_by_few = before.and_then(|before| removed_by_few(before, layout, gossip));
         match (before.map(|before| before.phase), layout.phase) {
             (Some(Phase::ReadNew), Phase::Stable) => counts.add(Kind::Transition, 1),
             (Some(Phase::Dual), Phase::Stable) => counts.add(Kind::Aborted, 1),
             _ => {}
+        }
+        if let Some(id) = removed_by_few {
+            self.fail(format!("epoch {} removes {id:?}, whom no majority called down", layout.epoch));
         }
         self.layouts.insert((layout.ring, layout.epoch), layout.clone());
         if self.newest.as_ref().is_none_or(|newest| newest.epoch < layout.epoch) {
@@ -92,21 +117,31 @@ impl Checker {
         self.newest.as_ref()
     }
 
+    /// A moment after all before.
+    pub(crate) fn time(&mut self) -> u64 {
+        self.time += 1;
+        self.time
+    }
+
     /// An operation on a key begins. What it is given has to be handed in again at its end.
     pub(crate) fn floor(&self, key: usize) -> Version {
         self.keys[key].floor
     }
 
     /// A write gets its version.
-    pub(crate) fn begins(&mut self, key: usize, record: &Record) {
-        let known = self.keys[key].written.insert(record.version, record.value.clone());
+    pub(crate) fn begins(&mut self, key: usize, record: &Record, begun: u64) {
+        let state = &mut self.keys[key];
+        state.writes.insert(record.version, state.history.len());
+        state.history.push(Operation { begun, ended: None, what: What::Write(number(record)) });
+        let known = state.written.insert(record.version, record.value.clone());
         if known.is_some() {
             self.fail(format!("key {key}: version {:?} was given to two writes", record.version));
         }
     }
 
-    /// A write was acknowledged by a quorum.
-    pub(crate) fn acknowledged(&mut self, key: usize, version: Version, floor: Version) {
+    /// A write was acknowledged by a quorum. Whether it was a delete.
+    pub(crate) fn acknowledged(&mut self, key: usize, version: Version, floor: Version) -> bool {
+        let ended = Some(self.time());
         if version <= floor {
             self.fail(format!(
                 "key {key}: write {version:?} acknowledged, though {floor:?} was there when it began"
@@ -114,15 +149,32 @@ impl Checker {
         }
         let floor = &mut self.keys[key].floor;
         *floor = version.max(*floor);
+        let state = &mut self.keys[key];
+        if let Some(at) = state.writes.get(&version) {
+            state.history[*at].ended = ended;
+        }
+        state.written.get(&version).is_some_and(Option::is_none)
     }
 
     /// A write was refused with the promise that nothing was done.
     pub(crate) fn refused(&mut self, key: usize, version: Version) {
-        self.keys[key].refused.insert(version);
+        let state = &mut self.keys[key];
+        state.refused.insert(version);
+        // As if it had never begun: no read may return it.
+        if let Some(at) = state.writes.get(&version) {
+            state.history[*at].what = What::Read(None);
+        }
     }
 
-    /// A read returned. At ONE (`linear` is false) it may be stale.
-    pub(crate) fn returned(&mut self, key: usize, record: Option<&Record>, floor: Version, linear: bool) {
+    /// A read returned. At ONE it may be stale; else it began then.
+    pub(crate) fn returned(
+        &mut self,
+        key: usize,
+        record: Option<&Record>,
+        floor: Version,
+        linear_since: Option<u64>,
+    ) {
+        let (linear, ended) = (linear_since.is_some(), Some(self.time()));
         let version = record.map_or(Version::ABSENT, |record| record.version);
         let state = &mut self.keys[key];
         let value = record.and_then(|record| record.value.clone());
@@ -130,16 +182,49 @@ impl Checker {
             Some("which nobody wrote so")
         } else if state.refused.contains(&version) {
             Some("of which it was said that nothing was done")
+        } else if linear && version < floor && value.is_some() && state.written.get(&floor) == Some(&None) {
+            Some("though the key had been deleted when it began")
         } else if linear && version < floor {
             Some("which was older than what was there when it began")
         } else {
             None
         };
-        if linear {
+        if let Some(begun) = linear_since {
+            let what = What::Read(record.and_then(number));
+            state.history.push(Operation { begun, ended, what });
             state.floor = state.floor.max(version);
         }
         if let Some(wrong) = wrong {
             self.fail(format!("key {key}: a read returned {version:?}, {wrong} ({floor:?})"));
         }
     }
+
+    /// The run is over: searches each key's history for an order that explains it.
+    pub(crate) fn search(&self, counts: &mut Counts) -> Result<(), String> {
+        for (key, state) in self.keys.iter().enumerate() {
+            counts.add(Kind::Searched, 1);
+            match linear::check(&state.history, MOST_STEPS) {
+                Verdict::Linearizable => {}
+                Verdict::Not => return Err(format!("key {key}: no order of its operations explains them")),
+                Verdict::Undecided => {
+                    return Err(format!("key {key}: no order was found in {MOST_STEPS} steps"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A member that a Dual lets go though it did not ask to, and though no majority of the voters can have
+/// called it down.
+fn removed_by_few(before: &Layout, layout: &Layout, gossip: &Gossip) -> Option<NodeId> {
+    if layout.phase != Phase::Dual {
+        return None;
+    }
+    let voters = before.voters();
+    let leaving = layout.members.iter().filter(|member| member.standing == Standing::Leaving);
+    leaving.map(|member| member.id).find(|id| {
+        let called = voters.iter().filter(|voter| gossip.did_call(**voter, *id, before.epoch)).count();
+        !gossip.asked_to_leave(*id) && called <= voters.len() / 2
+    })
 }

@@ -4,6 +4,7 @@
 //! goes on. It never sends a request again: one whose outcome is unknown stays so.
 
 use crate::env::{Env, Event, Index, MS, Micros};
+use crate::rng::Rng;
 use thrifty::core::quorum::Consistency;
 
 /// What a request wants.
@@ -40,9 +41,17 @@ pub(crate) enum Reply {
 }
 
 /// A client and what it waits for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Client {
     pub(crate) waits_for: Option<u64>,
+    /// What it decides by: its own, so that it wants the same whatever becomes of the others.
+    pub(crate) rng: Rng,
+}
+
+impl Client {
+    pub(crate) fn new(seed: u64, client: usize) -> Self {
+        Client { waits_for: None, rng: Rng::new(seed ^ (client as u64 + 1) << 32) }
+    }
 }
 
 /// Makes up a request.

@@ -5,34 +5,28 @@
 //! exactly the nodes that live. At last every key is read, and the [checker](crate::checker)
 //! knows what must be there.
 
-use crate::client::{self, Client, Command, Reply, Wish};
+use crate::client::{self, Client, Command, Reply};
 use crate::counts::Kind;
 use crate::disk::Disk;
 use crate::env::{Env, Event, Index, MS, Micros, Packet, SECOND, Timer, node_id};
 use crate::faults::Fault;
 use crate::node::{Ended, Process};
+use crate::rest::AFTERGLOW;
+use crate::schedule::{Schedule, Strike};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use thrifty::core::layout::{Kind as RingKind, Layout, Member, Phase, Replicas, Standing};
+use thrifty::core::layout::{Kind as RingKind, Layout, Member, Replicas, Standing};
 use thrifty::core::node::RingId;
-use thrifty::core::quorum::Consistency;
 use thrifty::core::token::SegmentCount;
 
 /// The most nodes that a run makes, ever; masks of nodes have 32 bits.
-const MOST_NODES: usize = 30;
+pub(crate) const MOST_NODES: usize = 30;
 
 /// The most nodes that live in a ring at once.
 const MOST_AT_ONCE: usize = 8;
 
-/// How long a healed ring may take to come to rest. The longest back-off is a minute, and it may be
-/// met more than once.
-const CONVERGE_WITHIN: Micros = 300 * SECOND;
-
 /// How long a client waits for an answer.
 const LONGEST_WAIT: Micros = 500 * MS;
-
-/// How long clients go on sending after the faults have ended.
-const AFTERGLOW: Micros = 300 * MS;
 
 /// No run takes so many events, unless something runs in circles.
 const MOST_EVENTS: u64 = 3_000_000;
@@ -47,6 +41,8 @@ pub(crate) struct Seat {
     pub(crate) alive: bool,
     pub(crate) life: u32,
     pub(crate) skew_ms: i64,
+    /// Until then its process stands still.
+    pub(crate) paused_until: Micros,
     pub(crate) wants_out: bool,
     /// It is lost with its disk.
     pub(crate) dead: bool,
@@ -59,14 +55,19 @@ pub(crate) struct Cluster {
     pub(crate) env: Env,
     pub(crate) seats: Vec<Seat>,
     clients: Vec<Client>,
-    ended: BTreeMap<u64, Reply>,
+    pub(crate) ended: BTreeMap<u64, Reply>,
+    /// What was asked for, and which faults have struck so far.
+    schedule: Schedule,
+    pub(crate) struck: Vec<Strike>,
 }
 
 impl Cluster {
-    pub(crate) fn new(seed: u64, traced: bool) -> Self {
-        let env = Env::new(seed, traced);
-        let clients = vec![Client::default(); env.plan.clients];
-        let mut cluster = Cluster { env, seats: Vec::new(), clients, ended: BTreeMap::new() };
+    pub(crate) fn new(schedule: &Schedule, traced: bool) -> Self {
+        let env = Env::new(schedule, traced);
+        let client = |client| Client::new(schedule.seed, client);
+        let clients = (0..env.plan.clients).map(client).collect();
+        let (seats, ended, struck) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let mut cluster = Cluster { env, seats, clients, ended, schedule: schedule.clone(), struck };
         let plan = cluster.env.plan.clone();
         cluster.env.note(|| format!("{plan:?}"));
         cluster.found(plan.nodes, plan.replicas, plan.segments);
@@ -92,7 +93,17 @@ impl Cluster {
         }
     }
 
-    fn take_seat(&mut self) {
+    /// What happened, so that it can be told apart from the seed.
+    pub(crate) fn happened(&self) -> Schedule {
+        Schedule {
+            until: Some(self.env.plan.duration),
+            clients: Some(self.schedule.clients.clone().unwrap_or((0..self.clients.len()).collect())),
+            strikes: Some(self.struck.clone()),
+            ..self.schedule.clone()
+        }
+    }
+
+    pub(crate) fn take_seat(&mut self) {
         let index = self.seats.len();
         let env = &mut self.env;
         let skew = env.rng.below(env.plan.skew_ms + 1) as i64 - env.plan.skew_ms as i64 / 2;
@@ -101,7 +112,7 @@ impl Cluster {
             address: format!("10.0.0.{}:1", index + 1).parse().expect("an address"),
             zone: env.rng.pick(&["", "", "a", "b"]).to_owned(),
             weight: env.rng.range(1, 3) as u32,
-            durable: true,
+            durable: env.rng.chance(700),
             standing: Standing::Staying,
         };
         self.seats.push(Seat {
@@ -111,6 +122,7 @@ impl Cluster {
             alive: false,
             life: 0,
             skew_ms: skew,
+            paused_until: 0,
             wants_out: false,
             dead: false,
             gone: false,
@@ -125,6 +137,7 @@ impl Cluster {
             return;
         }
         seat.alive = true;
+        seat.paused_until = 0;
         seat.life += 1;
         self.env.gossip.turned(index, true, self.env.now);
         self.env.note(|| format!("{index} starts"));
@@ -183,6 +196,11 @@ impl Cluster {
                     self.join();
                 }
             }
+            Ended::DiskFailed => {
+                self.env.count(Kind::DiskFailed);
+                seat.disk = Some(process.crash(&mut self.env));
+                self.restart_later(index, self.env.plan.down);
+            }
             Ended::AllStop => {
                 self.env.count(Kind::AllStop);
                 process.sync(&mut self.env);
@@ -208,24 +226,26 @@ impl Cluster {
 
     /// The whole run; what went wrong, if anything did.
     pub(crate) fn run(&mut self) -> Result<(), String> {
-        (0..self.clients.len()).for_each(|client| client::think(&mut self.env, client));
-        self.env.after(self.env.plan.fault_every, Event::Fault);
-        if self.env.plan.churn_every > 0 {
-            self.env.after(self.env.plan.churn_every, Event::Churn);
+        for client in 0..self.clients.len() {
+            if self.schedule.clients.as_ref().is_none_or(|clients| clients.contains(&client)) {
+                self.think(client);
+            }
+        }
+        if let Some(strikes) = self.schedule.strikes.clone() {
+            strikes.into_iter().for_each(|strike| self.env.after(strike.at, Event::Strike(strike)));
+        } else {
+            self.env.after(self.env.plan.fault_every, Event::Fault);
+            if self.env.plan.churn_every > 0 {
+                self.env.after(self.env.plan.churn_every, Event::Churn);
+            }
         }
         let end = self.env.plan.duration;
         self.go_on(|cluster| cluster.env.now >= end)?;
-        self.heal();
-        let latest = self.env.now + CONVERGE_WITHIN;
-        self.go_on(|cluster| cluster.env.now >= latest || cluster.is_at_rest())?;
-        if !self.is_at_rest() {
-            return Err(format!("the ring does not come to rest:\n{}", self.describe()));
-        }
-        (0..self.env.plan.keys.len()).try_for_each(|key| self.read_at_last(key))
+        self.end()
     }
 
     /// Lets events happen until `until` says so, which is asked now and then only: it may be costly.
-    fn go_on(&mut self, until: impl Fn(&Cluster) -> bool) -> Result<(), String> {
+    pub(crate) fn go_on(&mut self, until: impl Fn(&Cluster) -> bool) -> Result<(), String> {
         for number in 0..MOST_EVENTS {
             if number % 16 == 0 && until(self) {
                 return Ok(());
@@ -240,6 +260,12 @@ impl Cluster {
     }
 
     fn happen(&mut self, event: Event) {
+        if let Event::Deliver { to: node, .. } | Event::Wake { node, .. } = &event
+            && let Some(seat) = self.seats.get(*node).filter(|seat| seat.paused_until > self.env.now)
+        {
+            self.env.count(Kind::Waited);
+            return self.env.after(seat.paused_until - self.env.now, event);
+        }
         match event {
             Event::Deliver { from, to, packet } => {
                 let sender = self.seats[from].member.id;
@@ -282,29 +308,43 @@ impl Cluster {
             Event::GivenUp(command) => self.replied(command, None),
             Event::Fault => {
                 if !self.env.healed {
-                    if let Some(fault) = self.env.plan.clone().fault(&mut self.env.rng) {
-                        self.strike(fault);
+                    if let Some(fault) = self.env.plan.clone().fault(&mut self.env.fate) {
+                        let luck = self.env.fate.next();
+                        self.strike(fault, luck);
                     }
-                    let again = self.env.rng.range(1, self.env.plan.fault_every * 2);
+                    let again = self.env.fate.range(1, self.env.plan.fault_every * 2);
                     self.env.after(again, Event::Fault);
                 }
             }
             Event::Churn => {
                 if !self.env.healed {
-                    let fault = self.env.rng.pick(&[Fault::Join, Fault::Leave]);
-                    self.strike(fault);
-                    let again = self.env.rng.range(1, self.env.plan.churn_every * 2);
+                    let fault = self.env.fate.pick(&[Fault::Join, Fault::Leave]);
+                    let luck = self.env.fate.next();
+                    self.strike(fault, luck);
+                    let again = self.env.fate.range(1, self.env.plan.churn_every * 2);
                     self.env.after(again, Event::Churn);
                 }
             }
             Event::Ambush => {
+                if !self.env.healed && self.schedule.strikes.is_none() {
+                    let fault = self.env.fate.pick(self.env.plan.ambushes);
+                    let luck = self.env.fate.next();
+                    self.strike(fault, luck);
+                }
+            }
+            Event::Strike(strike) => {
                 if !self.env.healed {
-                    let fault = self.env.rng.pick(self.env.plan.ambushes);
-                    self.strike(fault);
+                    self.strike(strike.fault, strike.luck);
                 }
             }
             Event::Operator => self.operate(),
-            Event::CutEnds => self.env.gossip.cut(None, self.env.now),
+            Event::CutEnds => self.env.gossip.mend(),
+            Event::Resume(index) => {
+                let seat = &self.seats[index];
+                if seat.alive && seat.paused_until <= self.env.now {
+                    self.env.gossip.turned(index, true, self.env.now);
+                }
+            }
             Event::DiskEmptied(index) => {
                 if let Some(process) = &self.seats[index].process {
                     process.replica.set_full(false);
@@ -329,18 +369,26 @@ impl Cluster {
             return;
         }
         let running = self.running();
-        let Some(node) = client::choose(&mut self.env, &running) else {
-            return client::think(&mut self.env, client);
+        let luck = &mut self.clients[client].rng;
+        let Some(node) = self.env.with_luck(luck, |env| client::choose(env, &running)) else {
+            return self.think(client);
         };
-        let command = client::command(&mut self.env);
+        let command = self.env.with_luck(luck, client::command);
         self.clients[client].waits_for = Some(command.number);
         self.submit(node, command);
     }
 
-    fn submit(&mut self, node: Index, command: Command) {
+    fn think(&mut self, client: usize) {
+        let luck = &mut self.clients[client].rng;
+        self.env.with_luck(luck, |env| client::think(env, client));
+    }
+
+    pub(crate) fn submit(&mut self, node: Index, command: Command) {
         // A client may give up long before the coordinator does.
         self.env.after(command.patience.min(LONGEST_WAIT), Event::GivenUp(command.number));
-        if let Some(process) = &mut self.seats[node].process {
+        let seat = &mut self.seats[node];
+        // What is sent to a node that stands still is as good as lost: its client does not wait so long.
+        if let Some(process) = seat.process.as_mut().filter(|_| seat.paused_until <= self.env.now) {
             process.submit(command, &mut self.env);
             self.look_after(node);
         }
@@ -355,84 +403,7 @@ impl Cluster {
                 self.env.count(Kind::NoAnswer);
             }
             self.clients[client].waits_for = None;
-            client::think(&mut self.env, client);
+            self.think(client);
         }
-    }
-
-    /// The faults are over: the network works and everybody who can comes back.
-    fn heal(&mut self) {
-        self.env.note(|| "the faults are over".into());
-        self.env.healed = true;
-        self.env.gossip.heal();
-        for index in 0..self.seats.len() {
-            if let Some(process) = &self.seats[index].process {
-                process.replica.set_full(false);
-            }
-            self.restart_later(index, 200 * MS);
-        }
-        self.env.after(SECOND, Event::Operator);
-    }
-
-    /// After the faults an operator has those removed that are lost, again and again: the wish is
-    /// kept by whoever hears it, and a crash forgets it.
-    fn operate(&mut self) {
-        let Some(layout) = self.env.checker.newest().cloned() else { return };
-        for index in 0..self.seats.len() {
-            if self.seats[index].dead && layout.is_member(self.seats[index].member.id) {
-                self.ask_removal(index);
-            }
-        }
-        self.env.after(SECOND, Event::Operator);
-    }
-
-    /// Whether one Stable layout of exactly the nodes that live is installed on all of them, and
-    /// nobody wants anything any more.
-    fn is_at_rest(&self) -> bool {
-        if self.env.now < self.env.plan.duration + AFTERGLOW {
-            return false;
-        }
-        let Some(layout) = self.env.checker.newest() else { return false };
-        let here: Vec<&Seat> = self.seats.iter().filter(|seat| !seat.gone && !seat.dead).collect();
-        layout.phase == Phase::Stable
-            && layout.members.len() == here.len()
-            && here.iter().all(|seat| {
-                seat.process.as_ref().is_some_and(|process| {
-                    process.membership.layout().epoch == layout.epoch
-                        && process.membership.is_member()
-                        && !process.leaving
-                        && process.requests.is_idle()
-                })
-            })
-    }
-
-    /// A read at QUORUM, sent until it is answered, as a person would.
-    fn read_at_last(&mut self, key: usize) -> Result<(), String> {
-        for _ in 0..5 {
-            let number = self.env.fresh();
-            let running = self.running();
-            let node = self.env.rng.pick(&running);
-            let patience = 2 * SECOND;
-            let consistency = Consistency::Quorum;
-            self.submit(
-                node,
-                Command { number, key, wish: Wish::Get, consistency, fallback: false, patience },
-            );
-            let latest = self.env.now + 3 * SECOND;
-            self.go_on(|cluster| cluster.env.now >= latest || cluster.ended.contains_key(&number))?;
-            if self.ended.get(&number) == Some(&Reply::Done) {
-                return Ok(());
-            }
-        }
-        Err(format!("key {key} can't be read in the end:\n{}", self.describe()))
-    }
-
-    fn describe(&self) -> String {
-        let seat = |(index, seat): (Index, &Seat)| {
-            let layout = seat.process.as_ref().map(Process::layout);
-            let at = layout.map(|layout| (layout.epoch, layout.phase, layout.members.len()));
-            let Seat { alive, wants_out, dead, gone, .. } = seat;
-            format!("{index}: {at:?} alive {alive} wants out {wants_out} dead {dead} gone {gone}\n")
-        };
-        self.seats.iter().enumerate().map(seat).collect()
     }
 }

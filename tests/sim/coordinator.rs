@@ -37,6 +37,8 @@ struct Operation {
     machine: Machine,
     /// The newest version acknowledged or returned when it began.
     floor: Version,
+    /// When it began, in operations.
+    begun: u64,
 }
 
 struct Asked {
@@ -140,7 +142,7 @@ impl Process {
         let terms = Terms::new(command.consistency, command.fallback, now, deadline);
         let view = env.gossip.view(self.index, env.now);
         let liveness = |id| view.of(id);
-        let floor = env.checker.floor(command.key);
+        let (floor, begun) = (env.checker.floor(command.key), env.checker.time());
         let mut actions = Vec::new();
         let machine = if command.wish == Wish::Get {
             Machine::Read(Read::start(self.id, layout, segment, terms, now, &liveness, &mut actions))
@@ -150,11 +152,11 @@ impl Process {
                 Wish::Delete => Record::tombstone(version),
                 _ => Record::value(version, command.number.to_string()),
             };
-            env.checker.begins(command.key, &record);
+            env.checker.begins(command.key, &record, begun);
             Machine::Write(Write::start(layout, segment, record, terms, &liveness, &mut actions), version)
         };
         env.note(|| format!("{} begins {command:?} floor {floor:?} {}", self.index, describe(&machine)));
-        self.requests.operations.insert(command.number, Operation { command, from, machine, floor });
+        self.requests.operations.insert(command.number, Operation { command, from, machine, floor, begun });
         self.perform(command.number, actions, env);
         self.conclude(command.number, env);
     }
@@ -168,6 +170,9 @@ impl Process {
 
     fn perform(&mut self, operation: u64, actions: Vec<Action>, env: &mut Env) {
         for action in actions {
+            if self.has_failed() {
+                return;
+            }
             match action {
                 Action::Fetch(from, epoch) => self.fetch(index_of(from), epoch, env),
                 Action::Ask(to, epoch, ask) => {
@@ -194,7 +199,7 @@ impl Process {
 
     /// Looks at all answers that came in, and at what follows from them, until nothing is left.
     pub(crate) fn drain(&mut self, env: &mut Env) {
-        while let Some((ask_id, answer)) = self.requests.answers.pop_front() {
+        while let Some((ask_id, answer)) = self.requests.answers.pop_front().filter(|_| !self.has_failed()) {
             let Some(asked) = self.requests.asked.remove(&ask_id) else { continue };
             match &answer {
                 Answer::Accepted(version) | Answer::Superseded(version) | Answer::Version(version) => {
@@ -254,8 +259,12 @@ impl Process {
 
     /// If the request has ended, says so and begins the next of its key.
     fn conclude(&mut self, number: u64, env: &mut Env) {
+        if self.has_failed() {
+            return;
+        }
         let Some(operation) = self.requests.operations.get(&number) else { return };
         let (key, floor) = (operation.command.key, operation.floor);
+        let begun = operation.begun;
         let reply = match &operation.machine {
             Machine::Write(write, version) => match write.outcome() {
                 None => return,
@@ -268,7 +277,7 @@ impl Process {
                 None => return,
                 Some(outcome) => {
                     env.note(|| format!("{} ends {number}: read {outcome:?}", self.index));
-                    conclude_read(outcome, key, floor, env)
+                    conclude_read(outcome, key, floor, begun, env)
                 }
             },
         };
@@ -309,7 +318,9 @@ fn conclude_write(
         }
         Outcome::Done((), _) => {
             env.count(Kind::Acked);
-            env.checker.acknowledged(key, version, floor);
+            if env.checker.acknowledged(key, version, floor) {
+                env.count(Kind::Deleted);
+            }
             Reply::Done
         }
         Outcome::Unavailable | Outcome::NoSpace => {
@@ -324,12 +335,21 @@ fn conclude_write(
     }
 }
 
-fn conclude_read(outcome: &Outcome<Option<Record>>, key: usize, floor: Version, env: &mut Env) -> Reply {
+fn conclude_read(
+    outcome: &Outcome<Option<Record>>,
+    key: usize,
+    floor: Version,
+    begun: u64,
+    env: &mut Env,
+) -> Reply {
     match outcome {
         Outcome::Done(record, consistency) => {
             let linear = *consistency != Consistency::One;
             env.count(if linear { Kind::Read } else { Kind::ReadOne });
-            env.checker.returned(key, record.as_ref(), floor, linear);
+            if record.as_ref().is_some_and(|record| record.value.is_none()) {
+                env.count(Kind::FoundDeleted);
+            }
+            env.checker.returned(key, record.as_ref(), floor, linear.then_some(begun));
             Reply::Done
         }
         Outcome::Unavailable | Outcome::NoSpace => {

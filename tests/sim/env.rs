@@ -10,7 +10,9 @@ use crate::client::{Command, Reply};
 use crate::counts::{Counts, Kind};
 use crate::faults::Plan;
 use crate::gossip::Gossip;
+use crate::repair::Repair;
 use crate::rng::Rng;
+use crate::schedule::{Schedule, Strike};
 use bytes::Bytes;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -76,6 +78,8 @@ pub(crate) enum Packet {
     GetPage { ask_id: u64, epoch: Epoch, segment: Segment, after: Option<Bytes> },
     /// Here they are, or not.
     Page { ask_id: u64, page: Result<Page, PageRefused> },
+    /// Owners compare a segment.
+    Repair { epoch: Epoch, segment: Segment, say: Repair },
     /// Coordinate this.
     Forward(Command),
     /// It ended so.
@@ -119,6 +123,8 @@ pub(crate) enum Event {
     GivenUp(u64),
     /// Something goes wrong on purpose.
     Fault,
+    /// The same, as a schedule has it.
+    Strike(Strike),
     /// Somebody joins or leaves.
     Churn,
     /// Something goes wrong because a layout is new.
@@ -128,6 +134,7 @@ pub(crate) enum Event {
     /// A fault that lasts ends.
     CutEnds,
     DiskEmptied(Index),
+    Resume(Index),
 }
 
 struct Scheduled {
@@ -183,7 +190,11 @@ impl Trace {
 /// See the module's documentation.
 pub(crate) struct Env {
     pub(crate) now: Micros,
+    /// What the network, the disks and the nodes draw from.
     pub(crate) rng: Rng,
+    /// What decides when which fault strikes: apart, so that the rest goes the same way where faults
+    /// are given.
+    pub(crate) fate: Rng,
     pub(crate) plan: Plan,
     pub(crate) gossip: Gossip,
     pub(crate) checker: Checker,
@@ -196,15 +207,22 @@ pub(crate) struct Env {
 }
 
 impl Env {
-    pub(crate) fn new(seed: u64, traced: bool) -> Self {
-        let mut rng = Rng::new(seed);
-        let plan = Plan::random(&mut rng);
+    pub(crate) fn new(schedule: &Schedule, traced: bool) -> Self {
+        let mut rng = Rng::new(schedule.seed);
+        let mut plan = Plan::random(&mut rng);
+        let fate = Rng::new(rng.next());
+        plan.calm(&schedule.calm);
+        plan.duration = schedule.until.unwrap_or(plan.duration);
+        if schedule.salt > 0 {
+            rng = Rng::new(rng.next() ^ schedule.salt);
+        }
         Env {
             now: 0,
             gossip: Gossip::new(plan.detect, plan.suspicion),
             checker: Checker::new(plan.keys.len()),
             plan,
             rng,
+            fate,
             counts: Counts::default(),
             trace: Trace { on: traced, ..Trace::default() },
             healed: false,
@@ -238,6 +256,14 @@ impl Env {
 
     pub(crate) fn count(&mut self, kind: Kind) {
         self.counts.add(kind, 1);
+    }
+
+    /// Does something with other luck than that of the network.
+    pub(crate) fn with_luck<T>(&mut self, luck: &mut Rng, does: impl FnOnce(&mut Env) -> T) -> T {
+        std::mem::swap(&mut self.rng, luck);
+        let done = does(self);
+        std::mem::swap(&mut self.rng, luck);
+        done
     }
 
     /// Makes an event happen after a delay.

@@ -18,6 +18,12 @@ pub(crate) enum Fault {
     /// A node is lost with its disk. Never more than the ring can bear.
     Kill,
     Cut,
+    /// Some nodes are heard by nobody, but hear all.
+    CutOneWay,
+    /// Each node hears only its two neighbours.
+    CutToRing,
+    /// A process stands still for a while, and then goes on as if nothing had been.
+    Pause,
     /// Some nodes hear nothing of layouts for a while, and serve on at their epoch.
     Deaf,
     /// Some nodes hear no coordinator for a while, but all else.
@@ -26,8 +32,16 @@ pub(crate) enum Fault {
     /// Everybody takes one node for dead, one that pulls if there is any.
     Doubt,
     ClockJump,
+    /// A wall clock is set by hours.
+    ClockLeap,
     /// A node has no room for a while, one that pulls if there is any.
     DiskFull,
+    /// Syncs take long for a while.
+    DiskSlow,
+    /// The disk fails at one of the next things that are to be made durable, and the process with it.
+    DiskFails,
+    /// A node loses its disk, within the same limits, and comes back under a new id.
+    Wipe,
     Join,
     Leave,
     LeaveAll,
@@ -45,25 +59,47 @@ const AMBUSHES: &[Fault] = &[
     Fault::DiskFull,
     Fault::Crash,
     Fault::CrashAll,
+    Fault::CutOneWay,
+    Fault::CutToRing,
+    Fault::Pause,
+    Fault::DiskFails,
 ];
 
 /// How often each fault strikes in the long run, relative to the others.
-const WEIGHTS: [(Fault, u64); 14] = [
+const WEIGHTS: [(Fault, u64); 21] = [
     (Fault::Crash, 6),
     (Fault::CrashAll, 1),
     (Fault::Kill, 1),
+    (Fault::Wipe, 2),
     (Fault::Cut, 4),
+    (Fault::CutOneWay, 2),
+    (Fault::CutToRing, 2),
+    (Fault::Pause, 4),
     (Fault::Deaf, 6),
     (Fault::Numb, 3),
     (Fault::Mistake, 2),
     (Fault::Doubt, 1),
     (Fault::ClockJump, 1),
+    (Fault::ClockLeap, 1),
     (Fault::DiskFull, 1),
+    (Fault::DiskSlow, 2),
+    (Fault::DiskFails, 4),
     (Fault::Join, 8),
     (Fault::Leave, 8),
     (Fault::LeaveAll, 1),
     (Fault::Removal, 2),
 ];
+
+/// What of the weather a schedule may leave out.
+pub(crate) const CALMED: &[&str] =
+    &["late", "lost", "lost-writes", "lost-layouts", "doubled", "raced", "suspicion", "skew", "repair"];
+
+impl Fault {
+    /// The fault of that name.
+    pub(crate) fn named(name: &str) -> Option<Fault> {
+        WEIGHTS.iter().map(|(fault, _)| *fault).find(|fault| format!("{fault:?}") == name)
+    }
+}
 
 /// Everything that is fixed at the start of a run.
 #[derive(Clone, Debug)]
@@ -114,6 +150,8 @@ pub(crate) struct Plan {
     /// How many requests in a thousand go to another owner than the first.
     pub(crate) raced: u64,
 
+    /// How often owners compare what they hold while faults strike; 0 for never.
+    pub(crate) repair_every: Micros,
     /// The pause between two faults.
     pub(crate) fault_every: Micros,
     /// The pause between two joins or leaves, beside those that are faults; 0 for none.
@@ -177,6 +215,7 @@ impl Plan {
             down: rng.pick(&[100 * MS, 500 * MS, SECOND, 3 * SECOND]),
             in_turn: rng.chance(500),
             raced: rng.pick(&[0, 50, 300, 700]),
+            repair_every: rng.pick(&[0, 0, 300 * MS, 2 * SECOND]),
             fault_every: rng.range(100 * MS, 900 * MS),
             churn_every: rng.pick(&[0, 500 * MS, 1_000 * MS, 2_000 * MS]),
             ambushes: AMBUSHES,
@@ -232,6 +271,24 @@ impl Plan {
         self.deadlines = &[1_000 * MS, 5_000 * MS];
         self.ambush = rng.pick(&[0, 700]);
         self.ambushes = &[Fault::Numb, Fault::Numb, Fault::Deaf];
+    }
+
+    /// Leaves some of the weather out.
+    pub(crate) fn calm(&mut self, names: &[&str]) {
+        for name in names {
+            match *name {
+                "late" => self.late = 0,
+                "lost" => self.lost = 0,
+                "lost-writes" => self.lost_writes = 0,
+                "lost-layouts" => self.lost_layouts = 0,
+                "doubled" => self.doubled = 0,
+                "raced" => self.raced = 0,
+                "suspicion" => self.suspicion = 0,
+                "skew" => self.skew_ms = 0,
+                "repair" => self.repair_every = 0,
+                _ => unreachable!("named in CALMED"),
+            }
+        }
     }
 
     /// The next fault; none in a seed that has none.

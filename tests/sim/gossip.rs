@@ -6,12 +6,48 @@
 
 use crate::env::{Index, MS, Micros, index_of};
 use crate::rng::Rng;
+use std::collections::BTreeMap;
 use thrifty::core::node::{Liveness, NodeId};
+use thrifty::core::token::Epoch;
 
 #[derive(Clone, Copy, Debug)]
 struct Life {
     alive: bool,
     since: Micros,
+}
+
+/// Which packets a broken network does not carry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Broken {
+    /// Those between these nodes, one bit each, and the others.
+    Between(u32),
+    /// Those from these nodes to the others.
+    From(u32),
+    /// Those between nodes that are not neighbours in this circle.
+    Across(Vec<Index>),
+}
+
+impl Broken {
+    fn swallows(&self, from: Index, to: Index) -> bool {
+        match self {
+            Broken::Between(side) => (side >> from & 1) != (side >> to & 1),
+            Broken::From(side) => side >> from & 1 != 0 && side >> to & 1 == 0,
+            Broken::Across(circle) => {
+                let place = |node| circle.iter().position(|other| *other == node);
+                let (Some(from), Some(to)) = (place(from), place(to)) else { return false };
+                let apart = from.abs_diff(to);
+                apart.min(circle.len() - apart) > 1
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Cut {
+    broken: Broken,
+    since: Micros,
+    /// Whether those who don't hear one another take one another for dead; others may vouch for them.
+    noticed: bool,
 }
 
 /// See the module's documentation.
@@ -20,8 +56,7 @@ pub(crate) struct Gossip {
     lives: Vec<Life>,
     /// How long it takes until a death is noticed.
     detect: Micros,
-    /// The two sides of a cut network, one bit a node, and since when.
-    cut: Option<(u32, Micros)>,
+    cut: Option<Cut>,
     mistakes: Vec<(Index, Index, Micros)>,
     /// Nodes that hear nothing of layouts, one bit a node, and until when.
     deaf: Vec<(u32, Micros)>,
@@ -29,6 +64,10 @@ pub(crate) struct Gossip {
     numb: (u32, Micros),
     /// How many in a thousand are under suspicion, for no reason; it changes all the time.
     suspicion: u64,
+    /// Whom each node took for dead while it could vote at an epoch, one bit a node.
+    called: BTreeMap<(Index, Epoch), u32>,
+    /// Who ever asked to leave, one bit a node.
+    leavers: u32,
 }
 
 /// What one node believes at one moment.
@@ -61,6 +100,8 @@ impl Gossip {
             deaf: Vec::new(),
             numb: (0, 0),
             suspicion,
+            called: BTreeMap::new(),
+            leavers: 0,
         }
     }
 
@@ -77,12 +118,37 @@ impl Gossip {
         self.lives.len()
     }
 
-    pub(crate) fn cut(&mut self, side: Option<u32>, now: Micros) {
-        self.cut = side.map(|side| (side, now));
+    pub(crate) fn cut(&mut self, broken: Broken, noticed: bool, now: Micros) {
+        self.cut = Some(Cut { broken, since: now, noticed });
     }
 
-    pub(crate) fn is_cut(&self, a: Index, b: Index) -> bool {
-        self.cut.is_some_and(|(side, _)| (side >> a & 1) != (side >> b & 1))
+    pub(crate) fn mend(&mut self) {
+        self.cut = None;
+    }
+
+    pub(crate) fn is_cut(&self, from: Index, to: Index) -> bool {
+        self.cut.as_ref().is_some_and(|cut| cut.broken.swallows(from, to))
+    }
+
+    /// A node answers its voters at this epoch: whom it may have called down.
+    pub(crate) fn called_down(&mut self, observer: Index, epoch: Epoch, now: Micros) {
+        let view = self.view(observer, now);
+        *self.called.entry((observer, epoch)).or_default() |= !(view.up | view.suspect);
+    }
+
+    /// A node says from now on that it wants to leave.
+    pub(crate) fn leaves(&mut self, node: Index) {
+        self.leavers |= 1 << node;
+    }
+
+    pub(crate) fn asked_to_leave(&self, id: NodeId) -> bool {
+        self.leavers >> index_of(id) & 1 != 0
+    }
+
+    /// Whether a node may have called another down at this epoch.
+    pub(crate) fn did_call(&self, observer: NodeId, subject: NodeId, epoch: Epoch) -> bool {
+        let called = self.called.get(&(index_of(observer), epoch)).copied().unwrap_or_default();
+        called >> index_of(subject) & 1 != 0
     }
 
     /// `observer` takes `subject` for dead for a while.
@@ -124,8 +190,9 @@ impl Gossip {
             let detect = self.detect + self.detect * ((observer * 7 + subject * 3) % 8) as u64 / 8;
             let for_so_long = now - life.since;
             let mut gone_for = if life.alive { 0 } else { for_so_long };
-            if let Some((_, since)) = self.cut.filter(|_| self.is_cut(observer, subject)) {
-                gone_for = gone_for.max(now - since);
+            let apart = || self.is_cut(observer, subject) || self.is_cut(subject, observer);
+            if let Some(cut) = self.cut.as_ref().filter(|cut| cut.noticed && apart()) {
+                gone_for = gone_for.max(now - cut.since);
             }
             let mistaken = |m: &(Index, Index, Micros)| m.0 == observer && m.1 == subject && now < m.2;
             if self.mistakes.iter().any(mistaken) {

@@ -2,24 +2,27 @@
 //!
 //! It runs the very code of the core, the replica and the storage engine's contract over a simulated
 //! network, simulated clocks and simulated disks, and lets everything go wrong that the design says
-//! it survives: lost, late and doubled messages, cut networks, crashes of one node or of all,
-//! disks that lose what was not synced, clocks that jump, wrong suspicions, joins, leaves and
-//! removals under load. Then it lets the ring heal and checks what the design promises.
+//! it survives: lost, late and doubled messages, networks cut in two, in one direction or to a ring,
+//! crashes of one node or of all, pauses, disks that are slow, full, failing or wiped and lose what
+//! was not synced, clocks that are off and jump, wrong suspicions, joins, leaves, removals and
+//! returns under load. Then it lets the ring heal and checks what the design promises.
 //!
-//! A seed is a schedule: what fails once fails always. A run that fails is repeated with its
-//! trace switched on, and its end is printed. Run more seeds with
-//! `THRIFTY_SIM_SEEDS=20000 THRIFTY_SIM_FIRST_SEED=1000 cargo test --release --test sim`.
+//! A seed is a schedule: what fails once fails always. One that fails is made shorter and printed,
+//! with the end of its trace, and can be kept (see `schedule`). Run more seeds with
+//! `THRIFTY_SIM_SEEDS=20000 THRIFTY_SIM_FIRST_SEED=1000 cargo test --release --test sim`, or a
+//! schedule with `THRIFTY_SIM_SCHEDULE=FILE`.
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `cluster` | the nodes together, and the parts of a run |
-//! | `node`, `coordinator`, `handoff`, `disk` | one node driving the core |
+//! | `cluster`, `rest` | the nodes together, and the parts of a run |
+//! | `node`, `coordinator`, `handoff`, `repair`, `disk` | one node driving the core |
 //! | `env`, `gossip` | time, network, queue; who is taken for alive |
 //! | `faults`, `strikes`, `client` | what strikes and what it does, and the load |
-//! | `checker`, `counts` | what must hold, and what must have happened |
+//! | `checker`, `linear`, `counts` | what must hold, and what must have happened |
+//! | `schedule`, `shrink` | a run as a text, and a shorter one that fails as well |
 //!
-//! Left out on purpose: gRPC, files and threads (other tests run real processes), anti-entropy, scans and
-//! tombstone collection, which are not the core's.
+//! Left out on purpose: gRPC, files and threads (other tests run real processes), scans and tombstone
+//! collection, which are not the core's.
 
 mod checker;
 mod client;
@@ -31,12 +34,19 @@ mod env;
 mod faults;
 mod gossip;
 mod handoff;
+mod linear;
 mod node;
+mod repair;
+mod rest;
 mod rng;
+mod schedule;
+mod shrink;
 mod strikes;
 
 use cluster::Cluster;
 use counts::{Counts, Kind};
+use schedule::Schedule;
+use shrink::Shrinker;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,9 +59,9 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// Runs one seed. A panic is a failure like any other.
-fn run(seed: u64, traced: bool) -> (Result<(), String>, Cluster) {
-    let mut cluster = Cluster::new(seed, traced);
+/// Runs one schedule. A panic is a failure like any other.
+fn run(schedule: &Schedule, traced: bool) -> (Result<(), String>, Cluster) {
+    let mut cluster = Cluster::new(schedule, traced);
     let result = catch_unwind(AssertUnwindSafe(|| cluster.run()));
     let result = result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -73,7 +83,7 @@ fn run_all(first: u64, many: u64) -> (Option<(u64, String)>, Counts) {
             if seed >= first + many || found.lock().expect(UNPOISONED).0.is_some() {
                 break;
             }
-            let (result, cluster) = run(seed, false);
+            let (result, cluster) = run(&Schedule::of(seed), false);
             counts.merge(&cluster.env.counts);
             if let Err(why) = result {
                 found.lock().expect(UNPOISONED).0 = Some((seed, why));
@@ -87,19 +97,38 @@ fn run_all(first: u64, many: u64) -> (Option<(u64, String)>, Counts) {
     found.into_inner().expect(UNPOISONED)
 }
 
-/// Repeats a seed with its trace and prints how it ended.
-fn tell(seed: u64, why: &str) -> String {
-    let (_, cluster) = run(seed, true);
+/// A short schedule that fails, from a seed that does.
+fn shrunk(seed: u64) -> Schedule {
+    // Panics are caught and count; their usual reports would drown the trace.
+    std::panic::set_hook(Box::new(|_| {}));
+    let (_, whole) = run(&Schedule::of(seed), false);
+    let fails = |schedule: &Schedule| run(schedule, false).0.is_err();
+    let happened = whole.happened();
+    let short = if fails(&happened) { Shrinker::shrink(happened, fails) } else { Schedule::of(seed) };
+    let _ = std::panic::take_hook();
+    short
+}
+
+/// Repeats a schedule with its trace and prints how it ended.
+fn tell(schedule: &Schedule) -> String {
+    let (result, cluster) = run(schedule, true);
     let tail = setting("THRIFTY_SIM_TAIL", 150) as usize;
     let lines = &cluster.env.trace.tail;
     for line in lines.iter().skip(lines.len().saturating_sub(tail)) {
         eprintln!("{line}");
     }
-    format!("seed {seed}: {why}\nrepeat it with THRIFTY_SIM_FIRST_SEED={seed} THRIFTY_SIM_SEEDS=1")
+    let why = result.err().unwrap_or_default();
+    format!("{why}\nkeep this in a file and repeat it with THRIFTY_SIM_SCHEDULE=file:\n{schedule}")
 }
 
 #[test]
 fn simulate() {
+    if let Ok(file) = std::env::var("THRIFTY_SIM_SCHEDULE") {
+        let text = std::fs::read_to_string(file).expect("a file with a schedule");
+        let schedule = Schedule::parse(&text).expect("a schedule");
+        assert!(run(&schedule, false).0.is_ok(), "{}", tell(&schedule));
+        return;
+    }
     let (first, many) = (setting("THRIFTY_SIM_FIRST_SEED", 0), setting("THRIFTY_SIM_SEEDS", 200));
     let begun = Instant::now();
     let (failed, counts) = run_all(first, many);
@@ -109,7 +138,8 @@ fn simulate() {
     }
     eprintln!("{many} seeds in {seconds:.1} s: {:.0} seeds/s", many as f64 / seconds);
     if let Some((seed, why)) = failed {
-        panic!("{}", tell(seed, &why));
+        eprintln!("seed {seed}: {why}\nnow making it shorter");
+        panic!("seed {seed}: {why}\nand shorter: {}", tell(&shrunk(seed)));
     }
     let never: Vec<_> =
         Kind::ALL.iter().filter(|kind| counts.of(**kind) == 0).map(|kind| kind.name()).collect();
@@ -119,7 +149,8 @@ fn simulate() {
 #[test]
 fn same_seed_same_trace() {
     for seed in 0..5 {
-        let [one, two] = [run(seed, true), run(seed, true)].map(|(_, cluster)| cluster.env.trace.hash);
+        let [one, two] =
+            [(); 2].map(|()| run(&Schedule::of(seed), true)).map(|(_, cluster)| cluster.env.trace.hash);
         assert_eq!(one, two, "seed {seed}");
     }
 }
@@ -142,8 +173,8 @@ fn every_mutant_is_caught() {
     let work = || {
         while let Some(&mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
             plant(Some(mutant));
-            let mut failures =
-                (first..first + many).filter_map(|seed| run(seed, false).0.err().map(|why| (seed, why)));
+            let mut failures = (first..first + many)
+                .filter_map(|seed| run(&Schedule::of(seed), false).0.err().map(|why| (seed, why)));
             let failure = failures.next();
             if setting("THRIFTY_SIM_MUTANT_RATE", 0) > 0 {
                 // For tuning the schedules: the first failure is luck, how many there are is not.

@@ -32,6 +32,8 @@ pub(crate) enum Ended {
     Gone,
     /// All members leave at once.
     AllStop,
+    /// Its disk failed, at something that was to be made durable.
+    DiskFailed,
 }
 
 /// A question that came too early: its asker has a newer layout.
@@ -55,6 +57,12 @@ pub(crate) struct Process {
     pub(crate) ended: Option<Ended>,
     /// Answers that wait for a sync.
     pub(crate) held: Vec<(Index, u64, Answer)>,
+    /// How many times as long syncs take, and until when.
+    pub(crate) slow: (u64, Micros),
+    /// How many more times something is made durable before the disk fails.
+    pub(crate) fails_after: Option<u32>,
+    /// When it compares with other owners next.
+    pub(crate) compare_at: Micros,
     sync_due: bool,
     beating: bool,
     early: Vec<Early>,
@@ -79,7 +87,7 @@ impl Process {
         let vote = disk.vote.clone().filter(|(epoch, _)| *epoch == layout.epoch);
         let vote = vote.map(|(_, vote)| vote).unwrap_or_default();
         let clock = Clock::resume(disk.mark);
-        env.checker.installed(&layout, &mut env.counts);
+        env.checker.installed(&layout, &env.gossip, &mut env.counts);
         let replica = Replica::new(member.id, disk.engine.clone(), layout.clone(), clock)
             .expect("no engine fails here");
         let mut process = Process {
@@ -95,6 +103,9 @@ impl Process {
             leaving: false,
             ended: None,
             held: Vec::new(),
+            slow: (1, 0),
+            fails_after: None,
+            compare_at: 0,
             sync_due: false,
             beating: false,
             early: Vec::new(),
@@ -134,7 +145,10 @@ impl Process {
     /// A timer of this life fired.
     pub(crate) fn wake(&mut self, timer: Timer, env: &mut Env) {
         match timer {
-            Timer::Tick => self.tick(env),
+            Timer::Tick => {
+                self.tick(env);
+                self.compare(env);
+            }
             Timer::Sync => {
                 self.sync_due = false;
                 self.sync(env);
@@ -161,6 +175,7 @@ impl Process {
     fn tick(&mut self, env: &mut Env) {
         let again = env.rng.range(80 * MS, 120 * MS);
         self.wake_after(again, Timer::Tick, env);
+        env.gossip.called_down(self.index, self.membership.layout().epoch, env.now);
         let view = env.gossip.view(self.index, env.now);
         let outputs = self.membership.tick(env.moment(), &|id| view.of(id));
         self.carry_out(outputs, env);
@@ -186,6 +201,7 @@ impl Process {
     pub(crate) fn receive(&mut self, from: Index, packet: Packet, sender: NodeId, env: &mut Env) {
         match packet {
             Packet::Membership(message) => {
+                env.gossip.called_down(self.index, self.membership.layout().epoch, env.now);
                 let view = env.gossip.view(self.index, env.now);
                 let outputs = self.membership.handle(sender, message, env.moment(), &|id| view.of(id));
                 self.carry_out(outputs, env);
@@ -212,6 +228,7 @@ impl Process {
                 self.serve_page(from, ask_id, epoch, segment, after, env)
             }
             Packet::Page { ask_id, page } => self.take_page(from, ask_id, page, env),
+            Packet::Repair { epoch, segment, say } => self.hear_repair(from, epoch, segment, say, env),
             Packet::Forward(command) => self.forwarded(from, command, env),
             Packet::Done { command, reply } => self.forward_ended(command, reply, env),
         }
@@ -221,7 +238,11 @@ impl Process {
     /// Carries out what membership says, in order.
     pub(crate) fn carry_out(&mut self, outputs: Vec<Output>, env: &mut Env) {
         for output in outputs {
+            if self.has_failed() {
+                return;
+            }
             match output {
+                Output::Persist if self.disk_fails() => return,
                 Output::Persist => {
                     let epoch = self.membership.layout().epoch;
                     self.disk.vote = Some((epoch, self.membership.vote().clone()));
@@ -241,9 +262,12 @@ impl Process {
         if layout.epoch <= self.membership.layout().epoch {
             return;
         }
+        if self.disk_fails() {
+            return;
+        }
         env.note(|| format!("{} installs {} {}", self.index, layout.epoch, layout.phase.name()));
-        if env.checker.installed(&layout, &mut env.counts) && env.rng.chance(env.plan.ambush) {
-            let delay = env.rng.below(150 * MS);
+        if env.checker.installed(&layout, &env.gossip, &mut env.counts) && env.fate.chance(env.plan.ambush) {
+            let delay = env.fate.below(150 * MS);
             env.after(delay, Event::Ambush);
         }
         self.disk.layout = Some(layout.clone());
@@ -262,6 +286,22 @@ impl Process {
             }
         }
         self.begin_gathering(env);
+    }
+
+    /// Something is about to be made durable; whether the disk fails at it, and the process ends.
+    fn disk_fails(&mut self) -> bool {
+        if let Some(after) = &mut self.fails_after {
+            match after.checked_sub(1) {
+                Some(fewer) => *after = fewer,
+                None => self.ended = Some(Ended::DiskFailed),
+            }
+        }
+        self.has_failed()
+    }
+
+    /// From then on nothing that it would do counts.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.ended == Some(Ended::DiskFailed)
     }
 
     /// Takes note of where the layout puts this node.
@@ -366,16 +406,23 @@ impl Process {
         }
     }
 
-    fn sync_soon(&mut self, env: &mut Env) {
+    pub(crate) fn sync_soon(&mut self, env: &mut Env) {
         if !self.sync_due {
             self.sync_due = true;
-            let delay = env.rng.range(env.plan.sync_delay / 8, env.plan.sync_delay * 2);
+            let mut delay = env.rng.range(env.plan.sync_delay / 8, env.plan.sync_delay * 2);
+            if env.now < self.slow.1 {
+                env.count(Kind::SlowSync);
+                delay *= self.slow.0;
+            }
             self.wake_after(delay, Timer::Sync, env);
         }
     }
 
     /// Makes durable what was written, and lets the answers go that waited for it.
     pub(crate) fn sync(&mut self, env: &mut Env) {
+        if self.disk_fails() {
+            return;
+        }
         self.replica.sync().expect("no engine fails here");
         for (to, ask_id, answer) in std::mem::take(&mut self.held) {
             self.answer(to, ask_id, answer, env);

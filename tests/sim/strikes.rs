@@ -6,16 +6,26 @@
 //! fault that asks all to leave, which the ring must refuse by stopping).
 
 use crate::client;
-use crate::cluster::{Cluster, Seat};
+use crate::cluster::{Cluster, MOST_NODES, Seat};
 use crate::counts::Kind;
 use crate::env::{Event, Index, MS, SECOND, index_of};
 use crate::faults::Fault;
+use crate::gossip::Broken;
+use crate::rng::Rng;
+use crate::schedule::Strike;
 use thrifty::core::layout::{Phase, Replicas};
 use thrifty::core::token::Segment;
 
 impl Cluster {
     /// Lets something go wrong.
-    pub(crate) fn strike(&mut self, fault: Fault) {
+    pub(crate) fn strike(&mut self, fault: Fault, luck: u64) {
+        self.struck.push(Strike { at: self.env.now, fault, luck });
+        let network = std::mem::replace(&mut self.env.rng, Rng::new(luck));
+        self.strike_by_luck(fault);
+        self.env.rng = network;
+    }
+
+    fn strike_by_luck(&mut self, fault: Fault) {
         let running = self.running();
         let Some(victim) = client::choose(&mut self.env, &running) else { return };
         self.env.note(|| format!("fault: {fault:?}, perhaps of {victim}"));
@@ -31,16 +41,35 @@ impl Cluster {
                     self.restart_later(index, self.env.plan.down);
                 }
             }
-            Fault::Kill => self.kill(victim),
+            Fault::Kill => _ = self.kill(victim),
+            Fault::Wipe => self.wipe(victim),
             Fault::Cut => {
                 self.env.count(Kind::Cut);
                 let side = match self.env.rng.below(3) {
                     0 => 1 << victim,
                     _ => self.env.rng.next() as u32,
                 };
-                self.env.gossip.cut(Some(side), self.env.now);
-                let delay = self.env.rng.range(50 * MS, 2 * SECOND);
-                self.env.after(delay, Event::CutEnds);
+                self.cut(Broken::Between(side), true);
+            }
+            Fault::CutOneWay => {
+                self.env.count(Kind::OneWay);
+                let (side, noticed) = (self.some_nodes(victim), self.env.rng.chance(500));
+                self.cut(Broken::From(side), noticed);
+            }
+            Fault::CutToRing => {
+                if running.len() >= 4 {
+                    self.env.count(Kind::Ring);
+                    let noticed = self.env.rng.chance(300);
+                    self.cut(Broken::Across(running), noticed);
+                }
+            }
+            Fault::Pause => {
+                self.env.count(Kind::Paused);
+                let longest = self.env.rng.pick(&[200 * MS, SECOND, 3 * SECOND]);
+                let pause = self.env.rng.range(20 * MS, longest);
+                self.seats[victim].paused_until = self.env.now + pause;
+                self.env.gossip.turned(victim, false, self.env.now);
+                self.env.after(pause, Event::Resume(victim));
             }
             Fault::Deaf => {
                 self.env.count(Kind::Deaf);
@@ -72,10 +101,12 @@ impl Cluster {
             Fault::ClockJump => {
                 self.env.count(Kind::ClockJump);
                 let skew = self.env.rng.below(20_000) as i64 - 10_000;
-                self.seats[victim].skew_ms = skew;
-                if let Some(process) = &mut self.seats[victim].process {
-                    process.skew_ms = skew;
-                }
+                self.set_clock(victim, skew);
+            }
+            Fault::ClockLeap => {
+                self.env.count(Kind::ClockLeap);
+                let skew = self.env.rng.below(20_000_000) as i64 - 10_000_000;
+                self.set_clock(victim, skew);
             }
             Fault::DiskFull => {
                 self.env.count(Kind::DiskFull);
@@ -85,6 +116,21 @@ impl Cluster {
                 }
                 let delay = self.env.rng.range(50 * MS, SECOND);
                 self.env.after(delay, Event::DiskEmptied(victim));
+            }
+            Fault::DiskSlow => {
+                self.env.count(Kind::DiskSlow);
+                let (times, until) =
+                    (self.env.rng.range(5, 100), self.env.now + self.env.rng.range(MS, SECOND));
+                if let Some(process) = &mut self.seats[victim].process {
+                    process.slow = (times, until);
+                }
+            }
+            Fault::DiskFails => {
+                let victim = self.some_puller().unwrap_or(victim);
+                let uses = self.env.rng.below(6) as u32;
+                if let Some(process) = &mut self.seats[victim].process {
+                    process.fails_after = Some(uses);
+                }
             }
             // Several at once make one transition that replaces several owners of a segment.
             Fault::Join => (0..=self.env.rng.below(3)).for_each(|_| self.join()),
@@ -97,6 +143,32 @@ impl Cluster {
                     self.ask_removal(index);
                 }
             }
+        }
+    }
+
+    fn cut(&mut self, broken: Broken, noticed: bool) {
+        self.env.gossip.cut(broken, noticed, self.env.now);
+        let delay = self.env.rng.range(50 * MS, 2 * SECOND);
+        self.env.after(delay, Event::CutEnds);
+    }
+
+    fn set_clock(&mut self, index: Index, skew_ms: i64) {
+        self.seats[index].skew_ms = skew_ms;
+        if let Some(process) = &mut self.seats[index].process {
+            process.skew_ms = skew_ms;
+        }
+    }
+
+    /// A node loses its disk. Its address answers again, under another id, and where it kept nothing on
+    /// purpose, or an operator says so, its old id is removed.
+    fn wipe(&mut self, index: Index) {
+        if self.seats.len() < MOST_NODES && self.kill(index) {
+            self.env.count(Kind::Wiped);
+            let address = self.seats[index].member.address.clone();
+            self.take_seat();
+            let index = self.seats.len() - 1;
+            self.seats[index].member.address = address;
+            self.restart_later(index, self.env.plan.down);
         }
     }
 
@@ -133,6 +205,7 @@ impl Cluster {
         if !seat.wants_out {
             self.env.count(Kind::Leave);
             seat.wants_out = true;
+            self.env.gossip.leaves(index);
             process.leave();
         }
     }
@@ -150,8 +223,8 @@ impl Cluster {
 
     /// A node is lost with all it had, if each set of owners keeps a majority without it, now and
     /// in a change that may be under way, and if no other that was lost is still counted on.
-    fn kill(&mut self, index: Index) {
-        let Some(layout) = self.env.checker.newest().cloned() else { return };
+    fn kill(&mut self, index: Index) -> bool {
+        let Some(layout) = self.env.checker.newest().cloned() else { return false };
         let counted_on = |seat: &Seat| seat.dead && layout.is_member(seat.member.id);
         let leaving =
             self.seats.iter().filter(|seat| seat.wants_out && layout.is_member(seat.member.id)).count();
@@ -161,12 +234,13 @@ impl Cluster {
         };
         let staying = layout.members.len().saturating_sub(leaving);
         if layout.phase != Phase::Stable || staying < 4 || !enough || self.seats.iter().any(counted_on) {
-            return;
+            return false;
         }
         self.env.count(Kind::Killed);
         self.env.note(|| format!("{index} is lost for good"));
         self.crash(index);
         self.seats[index].dead = true;
         self.seats[index].disk = None;
+        true
     }
 }

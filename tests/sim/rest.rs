@@ -1,0 +1,133 @@
+//! The end of a run: the ring heals, comes to rest, is read, and its owners come to hold the same.
+
+use crate::client::{Command, Reply, Wish};
+use crate::cluster::{Cluster, Seat};
+use crate::env::{Event, Index, MS, Micros, SECOND, index_of};
+use crate::node::Process;
+use thrifty::core::layout::Phase;
+use thrifty::core::quorum::Consistency;
+
+/// How long a healed ring may take to come to rest. The longest back-off is a minute, and it may be
+/// met more than once.
+const CONVERGE_WITHIN: Micros = 300 * SECOND;
+
+/// How long owners at rest may take to hold the same.
+const CATCH_UP_WITHIN: Micros = 20 * SECOND;
+
+/// How long clients go on sending after the faults have ended.
+pub(crate) const AFTERGLOW: Micros = 300 * MS;
+
+impl Cluster {
+    /// Ends the faults and checks what must hold after them.
+    pub(crate) fn end(&mut self) -> Result<(), String> {
+        self.heal();
+        let latest = self.env.now + CONVERGE_WITHIN;
+        self.go_on(|cluster| cluster.env.now >= latest || cluster.is_at_rest())?;
+        if !self.is_at_rest() {
+            return Err(format!("the ring does not come to rest:\n{}", self.describe()));
+        }
+        (0..self.env.plan.keys.len()).try_for_each(|key| self.read_at_last(key))?;
+        let latest = self.env.now + CATCH_UP_WITHIN;
+        self.go_on(|cluster| cluster.env.now >= latest || cluster.difference().is_none())?;
+        match self.difference() {
+            Some(difference) => Err(format!("owners still differ: {difference}\n{}", self.describe())),
+            None => self.env.checker.search(&mut self.env.counts),
+        }
+    }
+
+    /// The faults are over: the network works and everybody who can comes back.
+    fn heal(&mut self) {
+        self.env.note(|| "the faults are over".into());
+        self.env.healed = true;
+        self.env.gossip.heal();
+        for index in 0..self.seats.len() {
+            if let Some(process) = &mut self.seats[index].process {
+                process.replica.set_full(false);
+                process.slow = (1, 0);
+                process.fails_after = None;
+            }
+            self.restart_later(index, 200 * MS);
+        }
+        self.env.after(SECOND, Event::Operator);
+    }
+
+    /// After the faults an operator has those removed that are lost, again and again: the wish is
+    /// kept by whoever hears it, and a crash forgets it.
+    pub(crate) fn operate(&mut self) {
+        let Some(layout) = self.env.checker.newest().cloned() else { return };
+        for index in 0..self.seats.len() {
+            if self.seats[index].dead && layout.is_member(self.seats[index].member.id) {
+                self.ask_removal(index);
+            }
+        }
+        self.env.after(SECOND, Event::Operator);
+    }
+
+    /// Whether one Stable layout of exactly the nodes that live is installed on all of them, and
+    /// nobody wants anything any more.
+    fn is_at_rest(&self) -> bool {
+        if self.env.now < self.env.plan.duration + AFTERGLOW {
+            return false;
+        }
+        let Some(layout) = self.env.checker.newest() else { return false };
+        let here: Vec<&Seat> = self.seats.iter().filter(|seat| !seat.gone && !seat.dead).collect();
+        layout.phase == Phase::Stable
+            && layout.members.len() == here.len()
+            && here.iter().all(|seat| {
+                let awake = seat.paused_until <= self.env.now;
+                awake
+                    && seat.process.as_ref().is_some_and(|process| {
+                        process.membership.layout().epoch == layout.epoch
+                            && process.membership.is_member()
+                            && !process.leaving
+                            && process.requests.is_idle()
+                    })
+            })
+    }
+
+    /// A segment of which two owners hold something different.
+    fn difference(&self) -> Option<String> {
+        let layout = self.env.checker.newest()?;
+        layout.segments.all().find_map(|segment| {
+            let owners = layout.current_owners(segment).map(index_of);
+            let held = |index: Index| {
+                let process = self.seats[index].process.as_ref();
+                (index, process.and_then(|process| process.replica.digest(layout.epoch, segment).ok()))
+            };
+            let held: Vec<_> = owners.map(held).collect();
+            let same = held.iter().all(|(_, digest)| digest.is_some() && *digest == held[0].1);
+            (!same).then(|| format!("segment {segment} is {held:?}"))
+        })
+    }
+
+    /// A read at QUORUM, sent until it is answered, as a person would.
+    fn read_at_last(&mut self, key: usize) -> Result<(), String> {
+        for _ in 0..5 {
+            let number = self.env.fresh();
+            let running = self.running();
+            let node = self.env.rng.pick(&running);
+            let patience = 2 * SECOND;
+            let consistency = Consistency::Quorum;
+            self.submit(
+                node,
+                Command { number, key, wish: Wish::Get, consistency, fallback: false, patience },
+            );
+            let latest = self.env.now + 3 * SECOND;
+            self.go_on(|cluster| cluster.env.now >= latest || cluster.ended.contains_key(&number))?;
+            if self.ended.get(&number) == Some(&Reply::Done) {
+                return Ok(());
+            }
+        }
+        Err(format!("key {key} can't be read in the end:\n{}", self.describe()))
+    }
+
+    fn describe(&self) -> String {
+        let seat = |(index, seat): (Index, &Seat)| {
+            let layout = seat.process.as_ref().map(Process::layout);
+            let at = layout.map(|layout| (layout.epoch, layout.phase, layout.members.len()));
+            let Seat { alive, wants_out, dead, gone, .. } = seat;
+            format!("{index}: {at:?} alive {alive} wants out {wants_out} dead {dead} gone {gone}\n")
+        };
+        self.seats.iter().enumerate().map(seat).collect()
+    }
+}
