@@ -85,7 +85,9 @@ impl PartSet {
 /// What stands for a key at a version in a list of many. Two that differ have the same one with odds of
 /// 2^-64, and then one of them is overlooked until it is written again.
 pub fn fingerprint(key: Token, version: Version) -> u64 {
-    hash(key, version) as u64
+    let hash = hash(key, version);
+    // Of both words: only the high one knows the version's node, and two nodes may write at one stamp.
+    (hash >> 64) as u64 ^ hash as u64
 }
 
 /// The key's half is an MD5 already; the version is stirred into both of its words.
@@ -142,6 +144,14 @@ mod tests {
         assert!(differing.holds(changed));
         assert_ne!(one.total(), two.total());
         assert_ne!(fingerprint(changed, at(1)), fingerprint(changed, at(2)));
+    }
+
+    #[test]
+    fn two_nodes_that_write_at_one_stamp_have_fingerprints_of_their_own() {
+        let (key, one) = (Token::of(b"a"), at(1));
+        let prints = [one, Version { node: 10, ..one }, at(2)].map(|version| fingerprint(key, version));
+        assert!(prints[0] != prints[1] && prints[0] != prints[2] && prints[1] != prints[2], "{prints:?}");
+        assert_ne!(fingerprint(Token::of(b"b"), one), prints[0]);
     }
 
     #[test]
