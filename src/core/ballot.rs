@@ -9,6 +9,7 @@
 //!
 //! Left out on purpose: leases, leader election, multi-decree pipelining. Layouts change rarely.
 
+use crate::core::mutants::{Mutant, planted};
 use crate::core::node::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,7 +51,9 @@ impl<V: Clone> Vote<V> {
         if ballot < self.promised {
             return Err(self.promised);
         }
-        self.promised = ballot;
+        if !planted(Mutant::PromiseForgotten) {
+            self.promised = ballot;
+        }
         Ok(self.accepted.clone())
     }
 
@@ -122,14 +125,16 @@ impl<V: Clone> Proposal<V> {
             return None;
         }
         let accepted = self.promises.values().filter_map(|(accepted, _)| accepted.as_ref());
-        if let Some((_, value)) = accepted.max_by_key(|(ballot, _)| *ballot) {
+        if let Some((_, value)) = accepted.max_by_key(|(ballot, _)| *ballot)
+            && !planted(Mutant::AcceptedIgnored)
+        {
             return Some(Mandate::Bound(value.clone()));
         }
         let mut called: BTreeMap<NodeId, usize> = BTreeMap::new();
         for id in self.promises.values().flat_map(|(_, down)| down) {
             *called.entry(*id).or_default() += 1;
         }
-        let promises = self.promises.len();
+        let promises = if planted(Mutant::RemovedByOne) { 0 } else { self.promises.len() };
         Some(Mandate::Free(called.into_iter().filter(|(_, n)| *n > promises / 2).map(|(id, _)| id).collect()))
     }
 
@@ -143,7 +148,11 @@ impl<V: Clone> Proposal<V> {
         if self.voters.contains(&from) {
             self.accepts.insert(from);
         }
-        if self.is_majority(self.accepts.len()) { self.value.as_ref() } else { None }
+        if self.is_majority(self.accepts.len()) || planted(Mutant::WonWithoutMajority) {
+            self.value.as_ref()
+        } else {
+            None
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 //! mark, so that it can't repeat a stamp even where the wall clock was set back. This file knows
 //! when the mark must be raised; writing it down is the shell's work.
 
+use crate::core::mutants::{Mutant, planted};
+
 /// A stamp of the hybrid logical clock.
 pub type Stamp = u64;
 
@@ -34,7 +36,7 @@ impl Clock {
     /// A clock that starts above every stamp handed out or seen before the restart: `mark` is
     /// what was last written down (0 for a new node).
     pub fn resume(mark: Stamp) -> Self {
-        Clock { last: mark, mark }
+        Clock { last: if planted(Mutant::ClockFromZero) { 0 } else { mark }, mark }
     }
 
     /// A stamp above all that this clock gave or saw.

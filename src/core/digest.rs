@@ -5,6 +5,7 @@
 //! odds of about 2^-128 by accident. It is no defence against somebody who searches for
 //! collisions: replicas trust one another.
 
+use crate::core::mutants::{Mutant, planted};
 use crate::core::record::Version;
 use crate::core::token::Token;
 
@@ -61,7 +62,8 @@ impl Parts {
 
     /// The parts in which two sets differ.
     pub fn differing(&self, other: &Parts) -> PartSet {
-        let differ = (0..PARTS).filter(|&part| self.0[part] != other.0[part]);
+        let seen = !planted(Mutant::DifferencesOverlooked);
+        let differ = (0..PARTS).filter(|&part| seen && self.0[part] != other.0[part]);
         PartSet(differ.fold(0, |set, part| set | 1 << part))
     }
 }

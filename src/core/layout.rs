@@ -343,7 +343,8 @@ impl Layout {
         let newcomers: Vec<_> = new.iter().copied().filter(|id| !old.contains(id)).collect();
         let kept = new.len() - newcomers.len();
         let surely_there = (majority(old.len()) + kept + newcomers.len()).saturating_sub(old.len());
-        if surely_there >= majority(new.len()) { newcomers } else { new }
+        let enough = surely_there >= majority(new.len()) || planted(Mutant::NewcomersAlwaysSuffice);
+        if enough { newcomers } else { new }
     }
 
     /// Which members must have gathered their segments before reads may ask the next table.
@@ -366,7 +367,7 @@ impl Layout {
             }
             let slot = self.slot(me, segment)?;
             let old: Vec<_> = self.current_owners(segment).collect();
-            let all = old.len() - majority(old.len()) + 1;
+            let all = old.len() - majority(old.len()) + usize::from(!planted(Mutant::OneSourceTooFew));
             let need = all - usize::from(old.contains(&me));
             let mut sources: Vec<_> = old.into_iter().filter(|id| *id != me).collect();
             sources.sort_by_key(|id| self.member(*id).is_some_and(|m| m.standing != Standing::Leaving));

@@ -27,6 +27,44 @@ pub enum Mutant {
     AcceptsAddedAcrossEpochs,
     /// An answer names a version that isn't durable yet.
     UnsyncedReported,
+    /// A write that goes on at a newer layout gets a newer version.
+    RetriedUnderNewVersion,
+    /// A write is acknowledged as soon as one of the live sets has a quorum.
+    AnySetIsEnough,
+    /// A write that met a full disk says that nothing was done, though others may have taken it.
+    RefusedAfterSending,
+    /// In a read, a newer copy that superseded a write-back counts as holding the target.
+    SupersededReadCounted,
+    /// Newcomers alone gather, also where the majorities then need not meet.
+    NewcomersAlwaysSuffice,
+    /// A puller gathers from n - W owners instead of n - W + 1.
+    OneSourceTooFew,
+    /// A puller takes a source that refuses or is silent for one that it has read.
+    SourceSkipped,
+    /// Deletes are not handed over.
+    TombstonesNotPulled,
+    /// `synced` of another Dual counts for this one.
+    SyncedOfAnotherDual,
+    /// A restarted clock knows nothing of its mark.
+    ClockFromZero,
+    /// A record that was there already is accepted at once, durable or not.
+    EqualAnsweredUnsynced,
+    /// An installed layout is not made durable.
+    LayoutNotDurable,
+    /// Votes are not made durable.
+    VotesNotDurable,
+    /// A voter does not keep its promises.
+    PromiseForgotten,
+    /// A proposer does not care about what was accepted before.
+    AcceptedIgnored,
+    /// A proposer takes the first accept for a majority.
+    WonWithoutMajority,
+    /// One voter's word is enough to have a member removed.
+    RemovedByOne,
+    /// A voter votes on layouts that are older than the next.
+    VotesForPastEpochs,
+    /// Owners that compare find no difference.
+    DifferencesOverlooked,
     /// The disk engine says that it has synced, and hasn't.
     EngineSyncSkipped,
     /// The folders that a new disk engine makes are not synced.
@@ -41,7 +79,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Those that the simulator has to find.
-    pub const SIMULATED: [Mutant; 10] = [
+    pub const SIMULATED: [Mutant; 29] = [
         Mutant::UnfencedWrites,
         Mutant::UnfencedReads,
         Mutant::SnapshotBeforeInstall,
@@ -52,6 +90,25 @@ impl Mutant {
         Mutant::SupersededCountsAsAccepted,
         Mutant::AcceptsAddedAcrossEpochs,
         Mutant::UnsyncedReported,
+        Mutant::RetriedUnderNewVersion,
+        Mutant::AnySetIsEnough,
+        Mutant::RefusedAfterSending,
+        Mutant::SupersededReadCounted,
+        Mutant::NewcomersAlwaysSuffice,
+        Mutant::OneSourceTooFew,
+        Mutant::SourceSkipped,
+        Mutant::TombstonesNotPulled,
+        Mutant::SyncedOfAnotherDual,
+        Mutant::ClockFromZero,
+        Mutant::EqualAnsweredUnsynced,
+        Mutant::LayoutNotDurable,
+        Mutant::VotesNotDurable,
+        Mutant::PromiseForgotten,
+        Mutant::AcceptedIgnored,
+        Mutant::WonWithoutMajority,
+        Mutant::RemovedByOne,
+        Mutant::VotesForPastEpochs,
+        Mutant::DifferencesOverlooked,
     ];
 
     /// Those that only a disk can show which forgets what was not synced.

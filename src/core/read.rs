@@ -195,6 +195,9 @@ impl Read {
                     self.take(record);
                 }
             }
+            Answer::Superseded(_) if planted(Mutant::SupersededReadCounted) => {
+                self.set(from, Knowledge::Holds(self.target.unwrap_or_default()));
+            }
             Answer::Version(version) | Answer::Superseded(version) => {
                 self.set(from, Knowledge::Holds(version.max(before.unwrap_or_default())));
             }

@@ -305,7 +305,9 @@ impl Desk {
         now: Moment,
         liveness: &dyn Fn(NodeId) -> Liveness,
     ) -> Option<Change> {
-        let synced = |id: &NodeId| self.reports.get(id).is_some_and(|r| r.what.synced == layout.epoch);
+        let any = planted(Mutant::SyncedOfAnotherDual);
+        let counts = |synced: Epoch| synced == layout.epoch || any && synced > 0;
+        let synced = |id: &NodeId| self.reports.get(id).is_some_and(|r| counts(r.what.synced));
         let stuck = |id: NodeId| {
             let moved = self.reports.get(&id).map_or(self.phase_since, |r| r.moved.max(self.phase_since));
             now.saturating_sub(moved) >= self.patience.pull_timeout

@@ -203,6 +203,7 @@ impl Write {
             true => self.tally.over(sets),
             false => Tally::new(sets),
         };
+        self.record.version.hlc += u64::from(planted(Mutant::RetriedUnderNewVersion));
         self.layout = layout;
         self.ask_everyone(out);
     }
@@ -228,7 +229,11 @@ impl Write {
         } else if fallback && met(Consistency::One) {
             Some(Outcome::Done((), Consistency::One))
         } else if self.tally.verdict(self.consistency) == Verdict::Lost && !self.may_end_well() {
-            Some(if self.no_space && !self.touched { Outcome::NoSpace } else { Outcome::Aborted })
+            Some(if self.no_space && (!self.touched || planted(Mutant::RefusedAfterSending)) {
+                Outcome::NoSpace
+            } else {
+                Outcome::Aborted
+            })
         } else if now >= self.terms.deadline {
             Some(Outcome::TimedOut)
         } else {

@@ -251,7 +251,10 @@ impl<E: Engine> Replica<E> {
                 Merged::Newer | Merged::Equal => Answer::Accepted(entry.record.version),
                 Merged::Older(version) => Answer::Superseded(version),
             };
-            handled[at] = self.once_durable(entry.token, answer);
+            handled[at] = match merged {
+                Merged::Equal if planted(Mutant::EqualAnsweredUnsynced) => Handled::Now(answer),
+                _ => self.once_durable(entry.token, answer),
+            };
         }
         Ok(handled)
     }
@@ -347,7 +350,8 @@ impl<E: Engine> Replica<E> {
         }
         self.clock().observe(page.clock);
         let entry = |(key, record): (Bytes, Record)| Entry { slot, token: Token::of(&key), key, record };
-        let entries: Vec<Entry> = page.records.into_iter().map(entry).collect();
+        let mut entries: Vec<Entry> = page.records.into_iter().map(entry).collect();
+        entries.retain(|entry| entry.record.value.is_some() || !planted(Mutant::TombstonesNotPulled));
         self.merge(&entries)?;
         Ok(())
     }

@@ -7,7 +7,7 @@
 //!    acknowledged write's version is greater than all such versions; values belong to their versions.
 //! 3. *Nothing acknowledged is lost*: follows from the second for the reads that end each run.
 //! 4. *Nothing done means nothing done*: no read returns a write that was refused so.
-//! 5. *Only who is called down is removed*: by a majority of the voters, unless it asked to leave.
+//! 5. *Only who is called down is removed*: by most of a majority of the voters, unless it asked to leave.
 //!
 //! The second is checked twice: by versions as the run goes on, and in the end by values alone, see
 //! [`linear`]. That all owners of a segment hold the same in the end, deletes included, is the
@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use thrifty::core::layout::{Layout, Phase, Standing};
 use thrifty::core::node::{NodeId, RingId};
+use thrifty::core::quorum::majority;
 use thrifty::core::record::{Record, Version};
 use thrifty::core::token::Epoch;
 
@@ -103,7 +104,7 @@ impl Checker {
             _ => {}
         }
         if let Some(id) = removed_by_few {
-            self.fail(format!("epoch {} removes {id:?}, whom no majority called down", layout.epoch));
+            self.fail(format!("epoch {} removes {id:?}, whom too few called down", layout.epoch));
         }
         self.layouts.insert((layout.ring, layout.epoch), layout.clone());
         if self.newest.as_ref().is_none_or(|newest| newest.epoch < layout.epoch) {
@@ -215,8 +216,8 @@ impl Checker {
     }
 }
 
-/// A member that a Dual lets go though it did not ask to, and though no majority of the voters can have
-/// called it down.
+/// A member that a Dual lets go though it did not ask to, and though too few voters can have called it
+/// down: more than half of the majority that promised.
 fn removed_by_few(before: &Layout, layout: &Layout, gossip: &Gossip) -> Option<NodeId> {
     if layout.phase != Phase::Dual {
         return None;
@@ -225,6 +226,6 @@ fn removed_by_few(before: &Layout, layout: &Layout, gossip: &Gossip) -> Option<N
     let leaving = layout.members.iter().filter(|member| member.standing == Standing::Leaving);
     leaving.map(|member| member.id).find(|id| {
         let called = voters.iter().filter(|voter| gossip.did_call(**voter, *id, before.epoch)).count();
-        !gossip.asked_to_leave(*id) && called <= voters.len() / 2
+        !gossip.asked_to_leave(*id) && called <= majority(voters.len()) / 2
     })
 }

@@ -4,6 +4,8 @@
 //! and nobody would notice. So everything worth provoking is counted, and the long test insists
 //! that each count is above zero.
 
+use std::fmt;
+
 macro_rules! kinds {
     ($($name:ident = $text:literal,)*) => {
         /// What is counted.
@@ -82,7 +84,7 @@ kinds! {
 }
 
 /// A counter for each [`Kind`].
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Counts(Vec<u64>);
 
 impl Default for Counts {
@@ -102,5 +104,11 @@ impl Counts {
 
     pub(crate) fn merge(&mut self, other: &Counts) {
         self.0.iter_mut().zip(&other.0).for_each(|(mine, more)| *mine += more);
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Kind::ALL.iter().try_for_each(|kind| writeln!(f, "{:>12}  {}", self.of(*kind), kind.name()))
     }
 }

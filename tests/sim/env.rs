@@ -204,6 +204,7 @@ pub(crate) struct Env {
     pub(crate) healed: bool,
     queue: BinaryHeap<Reverse<Scheduled>>,
     numbers: u64,
+    events: u64,
 }
 
 impl Env {
@@ -228,6 +229,7 @@ impl Env {
             healed: false,
             queue: BinaryHeap::new(),
             numbers: 0,
+            events: 0,
         }
     }
 
@@ -268,7 +270,8 @@ impl Env {
 
     /// Makes an event happen after a delay.
     pub(crate) fn after(&mut self, delay: Micros, event: Event) {
-        let number = self.fresh();
+        self.events += 1;
+        let number = self.events;
         self.queue.push(Reverse(Scheduled { at: self.now + delay, number, event }));
     }
 

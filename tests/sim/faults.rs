@@ -226,6 +226,7 @@ impl Plan {
         match rng.below(10) {
             0..4 => plan.of_laggards(rng),
             4..7 => plan.of_newcomers(rng),
+            7 => plan.of_rivals(rng),
             _ => {}
         }
         plan
@@ -271,6 +272,33 @@ impl Plan {
         self.deadlines = &[1_000 * MS, 5_000 * MS];
         self.ambush = rng.pick(&[0, 700]);
         self.ambushes = &[Fault::Numb, Fault::Numb, Fault::Deaf];
+    }
+
+    /// A theme: several that take themselves for the claimant, whose proposals come late and who crash
+    /// in the midst of it, over and over.
+    fn of_rivals(&mut self, rng: &mut Rng) {
+        self.nodes = rng.range(3, 6) as usize;
+        self.segments = 1;
+        self.keys.truncate(2);
+        self.clients = 2;
+        self.delay = rng.pick(&[10 * MS, 30 * MS]);
+        self.ask_timeout = 250 * MS;
+        self.page_timeout = 250 * MS;
+        self.lost = rng.pick(&[0, 100]);
+        self.late = 300;
+        self.lateness = SECOND;
+        self.lost_layouts = rng.pick(&[300, 800]);
+        self.suspicion = 0;
+        self.patience.remove_after = Duration::from_millis(rng.range(300, 1_000));
+        self.down = rng.pick(&[20 * MS, 100 * MS]);
+        self.churn_every = 700 * MS;
+        self.fault_every = 60 * MS;
+        self.ambush = 0;
+        self.weights = vec![
+            (Fault::Mistake, 8),
+            (Fault::Crash, rng.pick(&[0, 2, 8])),
+            (Fault::DiskFails, rng.pick(&[0, 2])),
+        ];
     }
 
     /// Leaves some of the weather out.

@@ -11,6 +11,7 @@ use crate::node::Process;
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use thrifty::core::layout::{Phase, Pull, Standing};
+use thrifty::core::mutants::{Mutant, planted};
 use thrifty::core::node::NodeId;
 use thrifty::core::token::Epoch;
 use thrifty::replica::{Page, Refusal};
@@ -32,6 +33,13 @@ struct Task {
 impl Task {
     fn is_done(&self) -> bool {
         self.done.len() >= self.pull.need
+    }
+
+    /// A source did not give what it should.
+    fn skip(&mut self) {
+        if planted(Mutant::SourceSkipped) {
+            self.done.insert(self.pull.sources[self.at]);
+        }
     }
 
     /// Turns to the next source that was not read yet, from its beginning.
@@ -138,6 +146,7 @@ impl Process {
                 self.keep_mark();
             }
             Err(refused) => {
+                task.skip();
                 gathering.failures += 1;
                 task.turn();
                 if let PageRefused::Stale(epoch) = refused {
@@ -154,6 +163,7 @@ impl Process {
         for task in &mut gathering.tasks {
             if task.awaits.is_some_and(|(_, until)| until <= env.now) {
                 gathering.failures += 1;
+                task.skip();
                 task.turn();
             }
         }

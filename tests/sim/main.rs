@@ -117,6 +117,7 @@ fn tell(schedule: &Schedule) -> String {
     for line in lines.iter().skip(lines.len().saturating_sub(tail)) {
         eprintln!("{line}");
     }
+    eprint!("{}", cluster.env.counts);
     let why = result.err().unwrap_or_default();
     format!("{why}\nkeep this in a file and repeat it with THRIFTY_SIM_SCHEDULE=file:\n{schedule}")
 }
@@ -133,9 +134,7 @@ fn simulate() {
     let begun = Instant::now();
     let (failed, counts) = run_all(first, many);
     let seconds = begun.elapsed().as_secs_f64();
-    for &kind in Kind::ALL {
-        eprintln!("{:>12}  {}", counts.of(kind), kind.name());
-    }
+    eprint!("{counts}");
     eprintln!("{many} seeds in {seconds:.1} s: {:.0} seeds/s", many as f64 / seconds);
     if let Some((seed, why)) = failed {
         eprintln!("seed {seed}: {why}\nnow making it shorter");
@@ -148,11 +147,48 @@ fn simulate() {
 
 #[test]
 fn same_seed_same_trace() {
-    for seed in 0..5 {
-        let [one, two] =
-            [(); 2].map(|()| run(&Schedule::of(seed), true)).map(|(_, cluster)| cluster.env.trace.hash);
-        assert_eq!(one, two, "seed {seed}");
+    for seed in 0..20 {
+        let [one, two] = [(); 2].map(|()| run(&Schedule::of(seed), true).1.env);
+        assert_eq!(one.trace.hash, two.trace.hash, "seed {seed}");
+        assert_eq!(one.trace.tail, two.trace.tail, "seed {seed}");
+        assert_eq!(one.counts, two.counts, "seed {seed}");
     }
+}
+
+/// What a run did and what it was told to do are the same thing, in words.
+#[test]
+fn a_run_repeats_from_its_schedule() {
+    for seed in 0..10 {
+        let whole = run(&Schedule::of(seed), false).1;
+        let schedule = Schedule::parse(&whole.happened().to_string()).expect("a schedule");
+        let again = run(&schedule, false).1;
+        assert_eq!(again.happened(), schedule, "seed {seed}");
+        assert_eq!(again.env.counts, whole.env.counts, "seed {seed}");
+    }
+}
+
+/// Schedules that failed once.
+#[test]
+fn what_failed_once_does_not_fail_again() {
+    let schedule = Schedule::parse(include_str!("kept/one_stamp.txt")).expect("a schedule");
+    assert!(run(&schedule, false).0.is_ok(), "{}", tell(&schedule));
+}
+
+#[cfg(feature = "mutants")]
+#[test]
+fn a_failing_seed_shrinks_to_a_schedule_that_fails_for_its_reason_only() {
+    use thrifty::core::mutants::{Mutant, plant};
+    plant(Some(Mutant::DualWritesOldSetOnly));
+    let mut seeds = (0..100).map(|seed| run(&Schedule::of(seed), false));
+    let (_, whole) = seeds.find(|(result, _)| result.is_err()).expect("one of so many fails");
+    let fails = |schedule: &Schedule| run(schedule, false).0.is_err();
+    let short = Shrinker::shrink(whole.happened(), fails);
+    let kept = Schedule::parse(&short.to_string()).expect("a schedule");
+    assert!(run(&kept, false).0.is_err(), "{kept}");
+    let strikes = |schedule: &Schedule| schedule.strikes.as_ref().map_or(0, Vec::len);
+    assert!(strikes(&kept) <= strikes(&whole.happened()) / 2, "{}{kept}", whole.happened());
+    plant(None);
+    assert!(run(&kept, false).0.is_ok(), "{kept}");
 }
 
 /// Plants each deliberate mistake and counts the seeds until a check fails. A simulator that lets
@@ -180,6 +216,13 @@ fn every_mutant_is_caught() {
                 // For tuning the schedules: the first failure is luck, how many there are is not.
                 eprintln!("{mutant:?}: {} of {many}", failures.count() + usize::from(failure.is_some()));
             }
+            match &failure {
+                Some((seed, why)) => {
+                    let why: String = why.lines().next().unwrap_or_default().chars().take(110).collect();
+                    eprintln!("{:<28} {:>6} seeds  {why}", format!("{mutant:?}"), seed - first + 1);
+                }
+                None => eprintln!("{:<28} not within {many} seeds", format!("{mutant:?}")),
+            }
             plant(None);
             let at = mutants.iter().position(|known| *known == mutant).unwrap();
             caught.lock().expect(UNPOISONED)[at] = failure;
@@ -191,14 +234,5 @@ fn every_mutant_is_caught() {
     });
     let _ = std::panic::take_hook();
     let caught = caught.into_inner().expect(UNPOISONED);
-    for (mutant, failure) in mutants.iter().zip(&caught) {
-        match failure {
-            Some((seed, why)) => {
-                let why: String = why.lines().next().unwrap_or_default().chars().take(110).collect();
-                eprintln!("{:<28} {:>6} seeds  {why}", format!("{mutant:?}"), seed - first + 1);
-            }
-            None => eprintln!("{:<28} not within {many} seeds", format!("{mutant:?}")),
-        }
-    }
     assert!(caught.iter().all(Option::is_some), "some mutants were not caught");
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use thrifty::core::clock::Clock;
 use thrifty::core::layout::{Layout, Member, Phase};
 use thrifty::core::membership::{Membership, Message, Output};
+use thrifty::core::mutants::{Mutant, planted};
 use thrifty::core::node::{Liveness, NodeId};
 use thrifty::core::replica_request::{Answer, Ask};
 use thrifty::core::token::{Epoch, Segment};
@@ -243,6 +244,7 @@ impl Process {
             }
             match output {
                 Output::Persist if self.disk_fails() => return,
+                Output::Persist if planted(Mutant::VotesNotDurable) => {}
                 Output::Persist => {
                     let epoch = self.membership.layout().epoch;
                     self.disk.vote = Some((epoch, self.membership.vote().clone()));
@@ -270,7 +272,9 @@ impl Process {
             let delay = env.fate.below(150 * MS);
             env.after(delay, Event::Ambush);
         }
-        self.disk.layout = Some(layout.clone());
+        if !planted(Mutant::LayoutNotDurable) {
+            self.disk.layout = Some(layout.clone());
+        }
         self.replica.install(layout.clone());
         self.replica.tidy().expect("no engine fails here");
         self.membership.installed(layout.clone(), env.moment());

@@ -29,6 +29,17 @@ pub(crate) enum Repair {
     Lacking(Page),
 }
 
+impl Repair {
+    fn name(&self) -> String {
+        match self {
+            Repair::Compare(_) => "compare".into(),
+            Repair::Differs(_) => "it differs".into(),
+            Repair::List(parts, has) => format!("{} records of parts {:x}", has.len(), parts.0),
+            Repair::Lacking(page) => format!("lacking {:?}", page.records),
+        }
+    }
+}
+
 impl Process {
     /// Time passes: compares all segments with all their owners, now and then.
     pub(crate) fn compare(&mut self, env: &mut Env) {
@@ -62,6 +73,7 @@ impl Process {
         said: Repair,
         env: &mut Env,
     ) {
+        env.note(|| format!("{} hears from {from} of {segment:?} at {epoch}: {}", self.index, said.name()));
         let Ok(own) = self.replica.parts(epoch, segment) else {
             if let Repair::Lacking(page) = said {
                 self.take_lacking(epoch, segment, page, env);
