@@ -61,6 +61,8 @@ pub(crate) fn command(env: &mut Env) -> Command {
         1..5 => Wish::Put,
         _ => Wish::Get,
     };
+    // After the faults mostly reads, or every key would be written anew and no owner lack anything.
+    let wish = if env.healed && env.rng.chance(950) { Wish::Get } else { wish };
     let consistency = match env.rng.below(40) {
         0..2 => Consistency::One,
         2 => Consistency::All,
