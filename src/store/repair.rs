@@ -6,7 +6,7 @@
 //! way looks like a difference and is pulled for nothing, which harms nobody, since writes are
 //! merged.
 //!
-//! It runs every [`EVERY`], and soon after this node has come to a new Stable layout or has met an
+//! It runs every ten seconds, and soon after this node has come to a new Stable layout or has met an
 //! owner again that was away. Each node only pulls: what it has and others lack is their
 //! business, so that there is one direction to get right.
 
