@@ -545,6 +545,20 @@ impl Layout {
         self.former.contains(&ring)
     }
 
+    /// Whether a member of this ring follows a layout that succeeds it by a forced removal: not while this
+    /// ring has a majority, for then the removal was forced in error, and what is acknowledged here
+    /// must not be given up for it.
+    pub fn gives_way_to(&self, successor: &Layout, alive: impl Fn(NodeId) -> bool) -> bool {
+        successor.succeeds(self.ring) && !self.has_majority(alive)
+    }
+
+    /// Whether a node that this layout was taking in may ask again as who it is, once the layout `after`
+    /// is without it: in a Dual it has not voted yet, so that nothing can be held against it.
+    pub fn asks_again(&self, joiner: NodeId, after: &Layout) -> bool {
+        let joining = self.member(joiner).is_some_and(|m| m.standing == Standing::Joining);
+        self.phase == Phase::Dual && joining && !after.is_member(joiner)
+    }
+
     /// Whether a majority of those who vote on the next layout is among these nodes: without one
     /// the ring can't change any more.
     pub fn has_majority(&self, alive: impl Fn(NodeId) -> bool) -> bool {

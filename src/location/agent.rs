@@ -351,7 +351,8 @@ impl Agent {
             );
             return Ok(None);
         }
-        if old.has_majority(|id| id == me || members.liveness(id) != Liveness::Down) {
+        let perhaps = |id| id == me || members.liveness(id) != Liveness::Down;
+        if !old.gives_way_to(&layout, perhaps) {
             return Ok(None); // it is too early to tell
         }
         self.carry_out(vec![Output::Install(layout)], None).await
@@ -567,8 +568,7 @@ impl Agent {
     /// Whether the installed layout ends this node's part in the ring; `before` is the one before it.
     async fn departure(&mut self, before: &Layout) -> Result<Option<Departure>, LocationError> {
         let me = self.state.id;
-        let joining = before.member(me).is_some_and(|m| m.standing == Standing::Joining);
-        let asks_again = joining && before.phase == Phase::Dual && self.leaving_since.is_none();
+        let asks_again = before.asks_again(me, self.membership.layout()) && self.leaving_since.is_none();
         if self.membership.is_member() || asks_again {
             return Ok(None);
         }

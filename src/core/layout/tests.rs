@@ -141,3 +141,21 @@ fn nonsense_from_outside_is_refused() {
     check(|l| l.current.rows[0] = Box::new([]));
     check(|l| drop(l.current.rows.pop()));
 }
+
+#[test]
+fn a_ring_gives_way_to_its_successor_only_without_a_majority() {
+    let ring = ring_of(3, 3, 8);
+    let forced = ring.forced(RingId(99), &[NodeId(2), NodeId(3)].into()).unwrap();
+    assert!(ring.gives_way_to(&forced, |id| id == NodeId(2)));
+    assert!(!ring.gives_way_to(&forced, |id| id != NodeId(1)), "it was forced in error");
+    assert!(!forced.gives_way_to(&ring, |_| false), "never back");
+}
+
+#[test]
+fn a_joiner_asks_again_only_out_of_a_dual() {
+    let dual = ring_of(3, 3, 8).dual(&[member(4)], &BTreeSet::new()).unwrap();
+    assert!(dual.asks_again(NodeId(4), &dual.aborted()));
+    assert!(!dual.asks_again(NodeId(1), &dual.aborted()), "it is a member still");
+    let gone = dual.read_new().settled().dual(&[], &[NodeId(4)].into()).unwrap().read_new().settled();
+    assert!(!dual.read_new().asks_again(NodeId(4), &gone), "it may have voted");
+}
