@@ -98,6 +98,7 @@ fn peer_seeds(ring: &Layout) -> Vec<Seed> {
         join: Some(joiner.clone()),
         all_stop: true,
         generation: 2,
+        suspected: Some(1),
     };
     let join = pb::JoinRequest {
         ring_name: "test".into(),
@@ -277,9 +278,9 @@ fn gossip_seeds() -> Vec<Seed> {
     };
     let mut two = Gossip::new(identity(2), 7);
     two.greet(NodeId(1), &"127.0.0.1:1".parse().unwrap());
-    let mut packets: Vec<Bytes> = two.errands().packets.into_iter().map(|(_, _, packet)| packet).collect();
+    let mut packets: Vec<Bytes> = two.errands().packets.into_iter().map(|packet| packet.bytes).collect();
     two.farewell();
-    packets.extend(two.errands().packets.into_iter().map(|(_, _, packet)| packet));
+    packets.extend(two.errands().packets.into_iter().map(|packet| packet.bytes));
     let seed = packets.iter().flat_map(|p| [&(p.len() as u16).to_be_bytes(), &p[..]].concat()).collect();
     vec![("gossip", "greeting".into(), seed)]
 }

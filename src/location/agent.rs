@@ -42,8 +42,8 @@ const EVENTS: usize = 4096;
 pub enum Event {
     /// A message of another node, which may want an answer.
     Message(NodeId, Message, Option<oneshot::Sender<Reply>>),
-    /// Packets of the failure detector.
-    Packets(NodeId, Vec<Bytes>),
+    /// Packets of the failure detector, and in which incarnation it suspects this node, if it does.
+    Packets(NodeId, Vec<Bytes>, Option<u16>),
     /// A node told its epoch.
     Met(NodeId, Epoch),
     /// A timer of the failure detector ran out.
@@ -273,9 +273,10 @@ impl Agent {
                 let outputs = self.decide(|m, now, view| m.handle(from, message, now, view));
                 return self.carry_out(outputs, reply.map(|reply| (from, reply))).await;
             }
-            Event::Packets(from, packets) => {
+            Event::Packets(from, packets, suspected) => {
                 self.heard(from);
                 packets.iter().for_each(|packet| self.gossip.receive(packet));
+                suspected.into_iter().for_each(|incarnation| self.gossip.refute(incarnation));
                 self.publish_members();
             }
             Event::Met(from, epoch) => {
@@ -627,10 +628,10 @@ impl Agent {
             });
         }
         let sender = self.sender();
-        for (to, address, packet) in errands.packets {
-            let location = self.location.clone();
+        for packet in errands.packets {
+            let (location, to) = (self.location.clone(), packet.to);
             tokio::spawn(async move {
-                let event = match location.shared.peers.gossip(to, &address, sender, vec![packet]).await {
+                let event = match location.shared.peers.gossip(sender, packet).await {
                     Ok(epoch) => Event::Met(to, epoch),
                     Err(status) if status.code() == tonic::Code::AlreadyExists => {
                         Event::Outlived(sender.generation)

@@ -8,7 +8,7 @@
 use crate::core::node::{Address, Generation, Liveness, NodeId};
 use bytes::Bytes;
 use foca::{
-    AccumulatingRuntime, Foca, Identity as FocaIdentity, NoCustomBroadcast, OwnedNotification,
+    AccumulatingRuntime, Foca, Identity as FocaIdentity, Member, NoCustomBroadcast, OwnedNotification,
     PeriodicParams, PostcardCodec, State, Timer,
 };
 use rand::SeedableRng;
@@ -87,13 +87,26 @@ fn config() -> foca::Config {
 /// What this node's gossip has to do.
 #[derive(Debug, Default)]
 pub struct Errands {
-    /// Packets, with whom they are for and where that node listens.
-    pub packets: Vec<(NodeId, Address, Bytes)>,
+    /// Packets to send.
+    pub packets: Vec<Packet>,
     /// Timers to hand back after a while.
     pub timers: Vec<(Duration, Timer<Identity>)>,
     /// This node was declared down and isn't: its generation is this one from now on, and must be
     /// durable before the packets go out.
     pub renewed: Option<Generation>,
+}
+
+/// What one node's failure detector tells another's.
+#[derive(Debug)]
+pub struct Packet {
+    /// Whom.
+    pub to: NodeId,
+    /// Where that node listens.
+    pub address: Address,
+    /// What.
+    pub bytes: Bytes,
+    /// In which incarnation the receiver is a suspect, if it is one.
+    pub suspected: Option<u16>,
 }
 
 /// The failure detector of one node.
@@ -122,6 +135,22 @@ impl Gossip {
         }
     }
 
+    /// Another node suspects this one in this incarnation. Suspicions are told a few times only, and a
+    /// timer that makes one a certainty is dropped when its owner was itself declared down: so that
+    /// none stays for ever, whoever has one tells the suspect with everything that it sends it.
+    pub fn refute(&mut self, incarnation: u16) {
+        let suspect = Member::new(self.foca.identity().clone(), incarnation, State::Suspect);
+        if let Err(error) = self.foca.apply_many(std::iter::once(suspect), true, &mut self.runtime) {
+            tracing::debug!(%error, "a suspicion could not be refuted");
+        }
+    }
+
+    fn suspected(&self, identity: &Identity) -> Option<u16> {
+        let mut members = self.foca.iter_membership_state();
+        let suspect = members.find(|m| m.id() == identity && m.state() == State::Suspect)?;
+        Some(suspect.incarnation())
+    }
+
     /// A timer ran out.
     pub fn timer(&mut self, timer: Timer<Identity>) {
         if let Err(error) = self.foca.handle_timer(timer, &mut self.runtime) {
@@ -148,7 +177,8 @@ impl Gossip {
         let mut errands = Errands::default();
         while let Some((to, packet)) = self.runtime.to_send() {
             if let Ok(address) = to.address.parse() {
-                errands.packets.push((NodeId(to.id), address, packet));
+                let suspected = self.suspected(&to);
+                errands.packets.push(Packet { to: NodeId(to.id), address, bytes: packet, suspected });
             }
         }
         while let Some(timer) = self.runtime.to_schedule() {
@@ -165,7 +195,7 @@ impl Gossip {
 
     /// What it sees of the others.
     pub fn seen(&self) -> HashMap<NodeId, Seen> {
-        let seen = |member: &foca::Member<Identity>| {
+        let seen = |member: &Member<Identity>| {
             let liveness = match member.state() {
                 State::Alive => Liveness::Up,
                 State::Suspect => Liveness::Suspect,
@@ -224,5 +254,50 @@ impl Members {
     /// When it was last heard of.
     pub fn last_heard(&self, id: NodeId) -> Option<Instant> {
         self.heard.get(&id).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(id: u16) -> Identity {
+        Identity::new(NodeId(id.into()), 1, &format!("127.0.0.1:{id}").parse().unwrap())
+    }
+
+    /// Has all timers run out that are set so far.
+    fn time_out(gossip: &mut Gossip, errands: Errands) -> Errands {
+        errands.timers.into_iter().for_each(|(_, timer)| gossip.timer(timer));
+        gossip.errands()
+    }
+
+    fn liveness(gossip: &Gossip, id: u128) -> Liveness {
+        gossip.seen()[&NodeId(id)].liveness
+    }
+
+    #[test]
+    fn a_suspicion_whose_telling_was_lost_and_whose_timer_is_gone_is_refuted_all_the_same() {
+        let (mut one, mut two) = (Gossip::new(identity(1), 1), Gossip::new(identity(2), 2));
+        one.greet(NodeId(2), &"127.0.0.1:2".parse().unwrap());
+        one.errands().packets.iter().for_each(|packet| two.receive(&packet.bytes));
+        two.errands().packets.iter().for_each(|packet| one.receive(&packet.bytes));
+        // Nothing of this one arrives any more: it suspects the other, and tells it in vain.
+        let mut errands = one.errands();
+        while liveness(&one, 2) == Liveness::Up {
+            errands = time_out(&mut one, errands);
+        }
+        // The others call it down meanwhile, and it comes back as of a later life.
+        let down = Member::down(one.foca.identity().clone());
+        one.foca.apply_many(std::iter::once(down), true, &mut one.runtime).unwrap();
+        errands = time_out(&mut one, errands);
+        assert_eq!(liveness(&one, 2), Liveness::Suspect, "its timer ran out, and does not count");
+        let suspected = errands.packets[0].suspected.expect("the suspect is told with every packet");
+        two.refute(suspected);
+        two.greet(NodeId(1), &"127.0.0.1:1".parse().unwrap());
+        two.errands().packets.iter().for_each(|packet| one.receive(&packet.bytes));
+        assert_eq!(liveness(&one, 2), Liveness::Up);
+        // Another packet, on its way since before that, changes nothing.
+        two.refute(suspected);
+        assert!(one.errands().packets.iter().all(|packet| packet.suspected.is_none()));
     }
 }

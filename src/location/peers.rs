@@ -1,5 +1,6 @@
 //! Calls to other nodes: one connection per address, made when first needed.
 
+use super::gossip::Packet;
 use crate::core::layout::Layout;
 use crate::core::membership::Message;
 use crate::core::node::{Address, Generation, NodeId, RingId};
@@ -11,7 +12,6 @@ use crate::wire::location::location_peer_client::LocationPeerClient;
 use crate::wire::location::{
     AcceptRequest, GossipRequest, InstallRequest, JoinRequest, PrepareRequest, PullLayoutRequest,
 };
-use bytes::Bytes;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -166,24 +166,20 @@ impl Peers {
         Ok(answer.epoch)
     }
 
-    /// Delivers packets of the failure detector; answers the other's epoch.
-    pub async fn gossip(
-        &self,
-        to: NodeId,
-        address: &Address,
-        sender: Sender,
-        packets: Vec<Bytes>,
-    ) -> Result<Epoch, Status> {
+    /// Delivers a packet of the failure detector; answers the other's epoch.
+    pub async fn gossip(&self, sender: Sender, packet: Packet) -> Result<Epoch, Status> {
         let gossip = GossipRequest {
             from: id_bytes(sender.me.0),
             ring_id: id_bytes(sender.ring.0),
             epoch: sender.epoch,
             generation: sender.generation,
-            packets,
+            packets: vec![packet.bytes],
+            suspected: packet.suspected.map(u32::from),
             ..Default::default()
         };
-        let answer = within(CALL_TIMEOUT, self.client(address).gossip(request(gossip))).await?.into_inner();
-        meant(to, &answer.from)?;
+        let mut client = self.client(&packet.address);
+        let answer = within(CALL_TIMEOUT, client.gossip(request(gossip))).await?.into_inner();
+        meant(packet.to, &answer.from)?;
         Ok(answer.epoch)
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use thrifty::core::layout::{Kind, Layout, Phase, Replicas};
-use thrifty::core::node::{Address, NodeId, RingId};
+use thrifty::core::node::{Address, Liveness, NodeId, RingId};
 use thrifty::core::token::SegmentCount;
 use thrifty::core::transition::Patience;
 use thrifty::location::state::NodeState;
@@ -145,24 +145,32 @@ impl Ring {
 
     /// Why the ring is not at rest with every host in it, if it isn't.
     pub(crate) fn unrest(&self) -> Option<String> {
-        let mut ids: Vec<NodeId> = Vec::new();
+        let mut locations: Vec<Location> = Vec::new();
         let mut layouts: Vec<Arc<Layout>> = Vec::new();
         for (host, state) in self.hosts.iter().enumerate() {
             let state = state.borrow();
             let Some(location) = &state.location else { return Some(format!("{} is away", name(host))) };
             let Some(layout) = location.layout() else { return Some(format!("{} seeks", name(host))) };
-            ids.push(location.me());
+            locations.push(location.clone());
             layouts.push(layout);
         }
         let first = &layouts[0];
+        let mut ids: Vec<NodeId> = locations.iter().map(Location::me).collect();
         let mut members: Vec<NodeId> = first.ids().collect();
         ids.sort();
         members.sort();
         let at_rest =
             layouts.iter().all(|layout| layout == first) && first.phase == Phase::Stable && ids == members;
-        let epoch =
-            |layout: &Arc<Layout>| format!("{} {:?} of {}", layout.epoch, layout.phase, layout.members.len());
-        (!at_rest).then(|| layouts.iter().map(epoch).collect::<Vec<_>>().join(", "))
+        if !at_rest {
+            let epoch = |layout: &Arc<Layout>| {
+                format!("{} {:?} of {}", layout.epoch, layout.phase, layout.members.len())
+            };
+            return Some(layouts.iter().map(epoch).collect::<Vec<_>>().join(", "));
+        }
+        let pairs = locations.iter().flat_map(|location| members.iter().map(move |id| (location, *id)));
+        let mut pairs = pairs.map(|(location, id)| (location.me(), id, location.liveness(id)));
+        let doubt = pairs.find(|(_, _, liveness)| *liveness != Liveness::Up);
+        doubt.map(|(me, id, liveness)| format!("{me:.8} takes {id:.8} to be {liveness:?}"))
     }
 
     /// A host has crashed, and lost its disk if so.

@@ -77,7 +77,8 @@ impl LocationPeer for Service {
             return Err(Status::already_exists(format!("node {from:.8} is known in a later life")));
         }
         if !request.packets.is_empty() {
-            self.tell(Event::Packets(from, request.packets)).await?;
+            let suspected = request.suspected.and_then(|incarnation| u16::try_from(incarnation).ok());
+            self.tell(Event::Packets(from, request.packets, suspected)).await?;
         }
         if let Some(report) = request.report {
             self.tell(Event::Message(from, Message::Report(convert::report(report)?), None)).await?;
