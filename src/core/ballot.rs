@@ -73,7 +73,7 @@ impl<V: Clone> Vote<V> {
 pub enum Mandate<V> {
     /// This: some voter accepted it, so that it may be chosen already.
     Bound(V),
-    /// Whatever it likes. These are the nodes that a majority of the promises called down.
+    /// Whatever it likes. These are the nodes that a majority of the voters called down.
     Free(BTreeSet<NodeId>),
 }
 
@@ -134,8 +134,9 @@ impl<V: Clone> Proposal<V> {
         for id in self.promises.values().flat_map(|(_, down)| down) {
             *called.entry(*id).or_default() += 1;
         }
-        let promises = if planted(Mutant::RemovedByOne) { 0 } else { self.promises.len() };
-        Some(Mandate::Free(called.into_iter().filter(|(_, n)| *n > promises / 2).map(|(id, _)| id).collect()))
+        let enough = |count: usize| planted(Mutant::RemovedByOne) || self.is_majority(count);
+        called.retain(|_, count| enough(*count));
+        Some(Mandate::Free(called.into_keys().collect()))
     }
 
     /// What is proposed from now on; to be called with the mandate's consent, once.
@@ -188,8 +189,9 @@ mod tests {
         let down = |ids: &[u128]| ids.iter().map(|&id| NodeId(id)).collect::<BTreeSet<_>>();
         let mut proposal = Proposal::<char>::new(ballot(1, 1), (1..=5).map(NodeId).collect());
         assert_eq!(proposal.promised(NodeId(1), None, down(&[4, 5])), None);
-        assert_eq!(proposal.promised(NodeId(2), None, down(&[5])), None);
-        assert_eq!(proposal.promised(NodeId(3), None, down(&[])), Some(Mandate::Free(down(&[5]))));
+        assert_eq!(proposal.promised(NodeId(2), None, down(&[4, 5])), None);
+        // Of node 4 only a majority of the promises says so, which is less than one of the voters.
+        assert_eq!(proposal.promised(NodeId(3), None, down(&[5])), Some(Mandate::Free(down(&[5]))));
     }
 
     /// Every interleaving of two proposers over three voters that a random walk meets: never are

@@ -217,7 +217,7 @@ impl Checker {
 }
 
 /// A member that a Dual lets go though it did not ask to, and though too few voters can have called it
-/// down: more than half of the majority that promised.
+/// down: a majority of them.
 fn removed_by_few(before: &Layout, layout: &Layout, gossip: &Gossip) -> Option<NodeId> {
     if layout.phase != Phase::Dual {
         return None;
@@ -226,6 +226,6 @@ fn removed_by_few(before: &Layout, layout: &Layout, gossip: &Gossip) -> Option<N
     let leaving = layout.members.iter().filter(|member| member.standing == Standing::Leaving);
     leaving.map(|member| member.id).find(|id| {
         let called = voters.iter().filter(|voter| gossip.did_call(**voter, *id, before.epoch)).count();
-        !gossip.asked_to_leave(*id) && called <= majority(voters.len()) / 2
+        !gossip.asked_to_leave(*id) && called < majority(voters.len())
     })
 }
