@@ -5,14 +5,16 @@
 //! before the loop goes on: a vote is on disk before anybody hears of it, a layout before anything
 //! is answered at its epoch. Calls to other nodes run beside the loop and come back as events.
 
+mod calls;
+mod install;
+
 use super::gossip::{Gossip, Identity, Members};
-use super::peers::{Reply, Sender};
+use super::peers::Reply;
 use super::state::{self, NodeState};
 use super::{
-    Departure, HoldingsSource, Location, LocationConfig, LocationError, Progress, SegmentHost, Shared, Stage,
-    entry,
+    Departure, HoldingsSource, Location, LocationConfig, LocationError, SegmentHost, Shared, Stage, entry,
 };
-use crate::core::layout::{Layout, Phase, Replicas, Standing};
+use crate::core::layout::{Layout, Replicas};
 use crate::core::membership::{Membership, Message, Output};
 use crate::core::node::{Address, Generation, Liveness, Moment, NodeId};
 use crate::core::token::Epoch;
@@ -20,7 +22,6 @@ use crate::news;
 use crate::storage::StorageError;
 use bytes::Bytes;
 use foca::Timer;
-use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -339,26 +340,6 @@ impl Agent {
         Ok(None)
     }
 
-    /// The ring goes on without its lost majority, and this node has missed that. It follows, be it
-    /// as a member or to learn that it was dropped, unless its own ring has a majority still: then
-    /// the removal was forced in error, and what was acknowledged here must not be given up for it.
-    async fn succeeded(&mut self, layout: Arc<Layout>) -> Result<Option<Departure>, LocationError> {
-        let (me, members, old) = (self.state.id, &self.members, self.membership.layout());
-        let seen = |id| id == me || members.seen.get(&id).is_some_and(|seen| seen.liveness != Liveness::Down);
-        if old.has_majority(seen) {
-            tracing::warn!(
-                "a removal was forced elsewhere and made a second ring {} of this one, which has a majority still",
-                old.name
-            );
-            return Ok(None);
-        }
-        let perhaps = |id| id == me || members.liveness(id) != Liveness::Down;
-        if !old.gives_way_to(&layout, perhaps) {
-            return Ok(None); // it is too early to tell
-        }
-        self.carry_out(vec![Output::Install(layout)], None).await
-    }
-
     async fn tick(&mut self) -> Result<Option<Departure>, LocationError> {
         if let (Some((epoch, _)), Some(progress)) = (&self.gathering, &*self.location.shared.progress.load())
         {
@@ -460,188 +441,5 @@ impl Agent {
             let _caller_gone = reply.send(Reply { message: None, epoch: self.membership.layout().epoch });
         }
         Ok(departure)
-    }
-
-    fn name_of(&self, id: NodeId) -> String {
-        match self.location.address_of(id) {
-            Some(address) => format!("node {id:.8} at {address}"),
-            None => format!("node {id:.8}"),
-        }
-    }
-
-    fn sender(&self) -> Sender {
-        let layout = self.membership.layout();
-        Sender {
-            me: self.state.id,
-            ring: layout.ring,
-            epoch: layout.epoch,
-            generation: self.state.generation,
-        }
-    }
-
-    fn send(&self, to: NodeId, message: Message) {
-        let Some(address) = self.location.address_of(to) else { return };
-        let (location, sender) = (self.location.clone(), self.sender());
-        tokio::spawn(async move {
-            let event = match location.shared.peers.send(to, &address, sender, message).await {
-                Ok(Reply { message: Some(message), .. }) => Event::Message(to, message, None),
-                Ok(Reply { message: None, epoch }) => Event::Met(to, epoch),
-                Err(status) if status.code() == tonic::Code::AlreadyExists => {
-                    Event::Outlived(sender.generation)
-                }
-                Err(status) if status.code() == tonic::Code::OutOfRange => Event::Pull(to),
-                // Whatever it was about is repeated by ticks.
-                Err(status) => return tracing::debug!(%address, %status, "a call about membership failed"),
-            };
-            let _agent_gone = location.shared.events.send(event).await;
-        });
-    }
-
-    /// One fetch at a time: whoever is behind by many epochs gets the newest at once.
-    fn pull(&mut self, from: NodeId) {
-        if self.pulling.as_ref().is_some_and(|pull| !pull.is_finished()) {
-            return;
-        }
-        let Some(address) = self.location.address_of(from) else { return };
-        let (location, ring) = (self.location.clone(), self.membership.layout().ring);
-        let pull = tokio::spawn(async move {
-            match location.shared.peers.pull_layout(&address, ring).await {
-                Ok(layout) => _ = location.shared.events.send(Event::Layout(Arc::new(layout))).await,
-                Err(status) => tracing::debug!(%address, %status, "a layout could not be fetched"),
-            }
-        });
-        self.pulling = Some(pull.abort_handle());
-    }
-
-    /// Installs a newer layout: durable, then fenced, then known. `false` if it isn't newer.
-    async fn install(&mut self, layout: Arc<Layout>) -> Result<bool, LocationError> {
-        let old = self.membership.layout().clone();
-        if layout.ring == old.ring && layout.epoch <= old.epoch {
-            return Ok(false);
-        }
-        let (vault, saved) = (self.state.vault(), layout.clone());
-        blocking(move || state::save_layout(&*vault, &saved)).await?;
-        self.apply(layout.clone()).await?;
-        let now = self.now();
-        self.membership.installed(layout.clone(), now);
-        self.say(&old, &layout);
-        Ok(true)
-    }
-
-    /// Fences, publishes, and starts gathering: the layout is durable already.
-    async fn apply(&mut self, layout: Arc<Layout>) -> Result<(), LocationError> {
-        self.abort_gathering();
-        let (host, installed) = (self.host.clone(), layout.clone());
-        blocking(move || host.install(installed)).await?;
-        let now = Instant::now();
-        for id in layout.ids() {
-            self.members.expected.entry(id).or_insert(now);
-        }
-        self.members.expected.retain(|id, _| layout.is_member(*id));
-        self.members.heard.retain(|id, _| layout.is_member(*id));
-        self.publish_members();
-        self.location.shared.layout.store(Some(layout.clone()));
-        self.location.shared.layouts.send_replace(Some(layout.clone()));
-
-        let me = self.state.id;
-        let leaving = layout.member(me).is_some_and(|m| m.standing == Standing::Leaving);
-        if layout.phase == Phase::Dual && (leaving || layout.all_pullers().contains(&me)) {
-            let progress = Arc::new(Progress::default());
-            self.location.shared.progress.store(Some(progress.clone()));
-            let gathering = self.host.gather(self.location.clone(), layout.clone(), progress);
-            let (events, epoch) = (self.location.shared.events.clone(), layout.epoch);
-            let task = tokio::spawn(async move {
-                let complete = gathering.await;
-                let _agent_gone = events.send(Event::Gathered(epoch, complete)).await;
-            });
-            self.gathering = Some((epoch, task.abort_handle()));
-        }
-        Ok(())
-    }
-
-    fn abort_gathering(&mut self) {
-        if let Some((_, task)) = self.gathering.take() {
-            task.abort();
-        }
-        self.location.shared.progress.store(None);
-    }
-
-    /// Whether the installed layout ends this node's part in the ring; `before` is the one before it.
-    async fn departure(&mut self, before: &Layout) -> Result<Option<Departure>, LocationError> {
-        let me = self.state.id;
-        let asks_again = before.asks_again(me, self.membership.layout()) && self.leaving_since.is_none();
-        if self.membership.is_member() || asks_again {
-            return Ok(None);
-        }
-        let (vault, last, left) =
-            (self.state.vault(), self.membership.layout().clone(), self.leaving_since.is_some());
-        blocking(move || match left {
-            true => state::save_departure(&*vault, &last),
-            false => state::save_removal(&*vault, &last),
-        })
-        .await?;
-        Ok(Some(if left { Departure::Left } else { Departure::Removed }))
-    }
-
-    /// Tells a person what has changed.
-    fn say(&self, old: &Layout, new: &Layout) {
-        let me = self.state.id;
-        let before: BTreeSet<NodeId> = old.ids().collect();
-        let after: BTreeSet<NodeId> = new.ids().collect();
-        if new.phase != Phase::Stable {
-            return tracing::debug!(epoch = new.epoch, phase = new.phase.name(), "the ring changes");
-        }
-        let was_joining = old.member(me).is_some_and(|m| m.standing == Standing::Joining);
-        if was_joining && after.contains(&me) {
-            return news!("joined ring {} of {}", new.name, after.len());
-        }
-        let joined: Vec<NodeId> = old
-            .members
-            .iter()
-            .filter(|m| m.standing == Standing::Joining && after.contains(&m.id))
-            .map(|m| m.id)
-            .collect();
-        for id in joined.iter().chain(after.difference(&before)) {
-            news!("{} joined: ring of {}", self.name_of(*id), after.len());
-        }
-        for member in old.members.iter().filter(|m| !after.contains(&m.id) && m.standing != Standing::Joining)
-        {
-            if member.id != me {
-                let how = if new.ring == old.ring { "left" } else { "was dropped" };
-                news!("node {:.8} at {} {how}: ring of {}", member.id, member.address, after.len());
-            }
-        }
-    }
-
-    async fn run_errands(&mut self) -> Result<(), LocationError> {
-        let errands = self.gossip.errands();
-        if let Some(generation) = errands.renewed {
-            let mut state = self.state.clone();
-            blocking(move || state.raise_generation(generation)).await?;
-            self.state.generation = generation;
-        }
-        for (after, timer) in errands.timers {
-            let events = self.location.shared.events.clone();
-            tokio::spawn(async move {
-                tokio::time::sleep(after).await;
-                let _agent_gone = events.send(Event::Timer(timer)).await;
-            });
-        }
-        let sender = self.sender();
-        for packet in errands.packets {
-            let (location, to) = (self.location.clone(), packet.to);
-            tokio::spawn(async move {
-                let event = match location.shared.peers.gossip(sender, packet).await {
-                    Ok(epoch) => Event::Met(to, epoch),
-                    Err(status) if status.code() == tonic::Code::AlreadyExists => {
-                        Event::Outlived(sender.generation)
-                    }
-                    Err(status) if status.code() == tonic::Code::OutOfRange => Event::Pull(to),
-                    Err(_) => return,
-                };
-                let _agent_gone = location.shared.events.send(event).await;
-            });
-        }
-        Ok(())
     }
 }
