@@ -272,6 +272,7 @@ impl Layout {
     /// The owners that reads ask.
     pub fn read_owners(&self, segment: Segment) -> Vec<NodeId> {
         match self.phase {
+            Phase::Dual if planted(Mutant::DualReadsNextOwners) => self.next_owners(segment).collect(),
             Phase::Stable | Phase::Dual => self.current_owners(segment).collect(),
             Phase::ReadNew => self.next_owners(segment).collect(),
         }
@@ -308,7 +309,10 @@ impl Layout {
     fn slot_of(&self, member: u16, segment: Segment) -> Option<Slot> {
         let tables = [Some(&self.current), self.next.as_ref()];
         let mut cells = tables.into_iter().flatten().flat_map(|table| table.row(segment));
-        cells.find(|cell| cell.member == member).map(|cell| Slot { segment, acquired: cell.acquired })
+        let epochs = u64::from(!planted(Mutant::LeftoversMerged));
+        cells
+            .find(|cell| cell.member == member)
+            .map(|cell| Slot { segment, acquired: cell.acquired * epochs })
     }
 
     /// All slots that a node keeps at this epoch, in order of segments.
@@ -382,7 +386,7 @@ impl Layout {
         self.segments.all().all(|segment| {
             let old: Vec<_> = self.current_owners(segment).collect();
             let there = old.iter().filter(|id| installed.contains(id)).count();
-            there > old.len() - majority(old.len())
+            there + usize::from(planted(Mutant::ReadNewLeftEarly)) > old.len() - majority(old.len())
         })
     }
 

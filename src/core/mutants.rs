@@ -65,6 +65,42 @@ pub enum Mutant {
     VotesForPastEpochs,
     /// Owners that compare find no difference.
     DifferencesOverlooked,
+    /// A replica serves a newer epoch than the one that it has installed.
+    NewerEpochsServed,
+    /// A read keeps what it knew at an older epoch.
+    ReadKnowledgeKept,
+    /// A puller reports that it has gathered all before it is synced.
+    GatheredUnsynced,
+    /// In a Dual, reads ask the next owners.
+    DualReadsNextOwners,
+    /// A slot isn't named by its epoch: leftovers of a Dual that was given up are merged.
+    LeftoversMerged,
+    /// A page that was pulled at an older epoch is merged.
+    LatePagesMerged,
+    /// A request that began before a collecting layout is sent again at it.
+    LateAfterCollection,
+    /// A tombstone is collected that one owner does not hold.
+    CollectedUnconfirmed,
+    /// An owner confirms a tombstone that it has not synced.
+    ConfirmedUnsynced,
+    /// Whoever takes a page in does not start its clock above the sender's.
+    SendersClockIgnored,
+    /// ReadNew is left with one old owner too few. Hidden by the next.
+    ReadNewLeftEarly,
+    /// That there is nothing is returned if a quorum of the read set says so.
+    AbsentByReadSet,
+    /// Both.
+    ReadNewLeftEarlyAndAbsentByReadSet,
+    /// [`DualReadsNextOwners`](Mutant::DualReadsNextOwners) and
+    /// [`AbsentByReadSet`](Mutant::AbsentByReadSet), for reads at QUORUM.
+    DualReadsNextOwnersAndAbsentByReadSet,
+    /// Tombstones are forgotten before all members have installed the collecting layout. Hidden by the
+    /// next.
+    ForgottenUnawaited,
+    /// A replica forgets at whatever layout.
+    ForgottenAtAnyLayout,
+    /// Both.
+    CollectedBeforeAllInstalled,
     /// The disk engine says that it has synced, and hasn't.
     EngineSyncSkipped,
     /// The folders that a new disk engine makes are not synced.
@@ -78,6 +114,22 @@ pub enum Mutant {
 }
 
 impl Mutant {
+    /// Of which others it is made, where one guard hides that another is missing.
+    pub const fn parts(self) -> &'static [Mutant] {
+        match self {
+            Mutant::ReadNewLeftEarlyAndAbsentByReadSet => {
+                &[Mutant::ReadNewLeftEarly, Mutant::AbsentByReadSet]
+            }
+            Mutant::DualReadsNextOwnersAndAbsentByReadSet => {
+                &[Mutant::DualReadsNextOwners, Mutant::AbsentByReadSet]
+            }
+            Mutant::CollectedBeforeAllInstalled => {
+                &[Mutant::ForgottenUnawaited, Mutant::ForgottenAtAnyLayout]
+            }
+            _ => &[],
+        }
+    }
+
     /// Those that the simulator has to find.
     pub const SIMULATED: [Mutant; 29] = [
         Mutant::UnfencedWrites,
@@ -137,7 +189,7 @@ mod switch {
 
     /// Whether this thread runs with the bug.
     pub fn planted(mutant: Mutant) -> bool {
-        PLANTED.get() == Some(mutant)
+        PLANTED.get().is_some_and(|planted| planted == mutant || planted.parts().contains(&mutant))
     }
 }
 

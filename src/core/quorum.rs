@@ -12,7 +12,7 @@ pub fn majority(n: usize) -> usize {
 }
 
 /// How many owners must answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Hash)]
 pub enum Consistency {
     /// One owner of each live set. Fast and always available; may be stale.
     One,

@@ -112,7 +112,12 @@ impl Read {
     fn begin(&mut self, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness, out: &mut Vec<Action>) {
         self.sets = self.layout.live_sets(self.segment);
         self.read_set = LiveSet::new(self.layout.read_owners(self.segment));
+        let before = std::mem::take(&mut self.known);
         self.known = everyone(&self.sets).into_iter().map(|id| (id, Knowledge::Unasked)).collect();
+        if planted(Mutant::ReadKnowledgeKept) {
+            let holds = |(_, knowledge): &(NodeId, Knowledge)| matches!(knowledge, Knowledge::Holds(_));
+            before.into_iter().filter(holds).for_each(|(id, holds)| self.set(id, holds));
+        }
         self.record = None;
         self.fetching = None;
         self.target = None;
@@ -339,6 +344,9 @@ impl Read {
     fn quorum_holds(&self, target: Version) -> bool {
         if planted(Mutant::ReadWithoutWriteBack) {
             return true;
+        }
+        if planted(Mutant::AbsentByReadSet) && target == Version::ABSENT {
+            return self.read_set.meets(self.consistency, |id| self.holds(id, target));
         }
         all_meet(&self.sets, self.consistency, |id| self.holds(id, target))
     }

@@ -192,7 +192,7 @@ impl Write {
         if self.outcome.is_some() || layout.epoch <= self.layout.epoch {
             return;
         }
-        if layout.collected > self.began {
+        if layout.collected > self.began && !planted(Mutant::LateAfterCollection) {
             // The tombstone that a late copy of this write should lose to may be gone.
             self.outcome = Some(Outcome::Aborted);
             return;

@@ -210,7 +210,7 @@ impl<E: Engine> Replica<E> {
         for request in requests {
             let writes = matches!(request.ask, Ask::Write(_));
             let unfenced = planted(if writes { Mutant::UnfencedWrites } else { Mutant::UnfencedReads });
-            if request.epoch > layout.epoch && !unfenced {
+            if request.epoch > layout.epoch && !unfenced && !planted(Mutant::NewerEpochsServed) {
                 handled.push(Handled::Behind);
                 continue;
             }
@@ -342,13 +342,15 @@ impl<E: Engine> Replica<E> {
     /// Takes pulled records in. They are durable after the next [`Replica::sync`].
     pub fn absorb(&self, epoch: Epoch, slot: Slot, page: Page) -> Result<(), Refusal> {
         let layout = self.guard();
-        if epoch != layout.epoch || layout.slot(self.me, slot.segment) != Some(slot) {
+        let late = epoch != layout.epoch && !planted(Mutant::LatePagesMerged);
+        if late || layout.slot(self.me, slot.segment) != Some(slot) {
             return Err(Refusal::Stale(layout.epoch));
         }
         if self.is_full() {
             return Err(Refusal::Full);
         }
-        self.clock().observe(page.clock);
+        let clock = if planted(Mutant::SendersClockIgnored) { 0 } else { page.clock };
+        self.clock().observe(clock);
         let entry = |(key, record): (Bytes, Record)| Entry { slot, token: Token::of(&key), key, record };
         let mut entries: Vec<Entry> = page.records.into_iter().map(entry).collect();
         entries.retain(|entry| entry.record.value.is_some() || !planted(Mutant::TombstonesNotPulled));
@@ -370,11 +372,14 @@ impl<E: Engine> Replica<E> {
             let slot = self.slot_at(&layout, epoch, segment)?;
             let held = |(key, version): &(Bytes, Version)| {
                 let record = self.engine.get(slot, key)?;
-                Ok(record.is_some_and(|r| r.version == *version && r.visible(now_ms).is_none()))
+                let held = record.is_some_and(|r| r.version == *version && r.visible(now_ms).is_none());
+                Ok(held || planted(Mutant::CollectedUnconfirmed))
             };
             dead.iter().map(held).collect::<Result<Vec<bool>, StorageError>>()?
         };
-        self.sync()?;
+        if !planted(Mutant::ConfirmedUnsynced) {
+            self.sync()?;
+        }
         Ok(held)
     }
 
@@ -385,13 +390,14 @@ impl<E: Engine> Replica<E> {
 
     fn collecting(layout: &Layout, epoch: Epoch) -> Result<(), Refusal> {
         Self::at_epoch(layout, epoch)?;
-        if layout.collects() { Ok(()) } else { Err(Refusal::NotCollecting(epoch)) }
+        if layout.collects() || planted(Mutant::ForgottenAtAnyLayout) { Ok(()) } else { Err(Refusal::NotCollecting(epoch)) }
     }
 
     /// At the collecting layout of this epoch: forgets those of these versions that are still what
     /// this node holds. The clock's mark must cover them already.
     pub fn forget(&self, epoch: Epoch, segment: Segment, dead: &[(Bytes, Version)]) -> Result<(), Refusal> {
         let layout = self.guard();
+        let epoch = if planted(Mutant::ForgottenAtAnyLayout) { layout.epoch } else { epoch };
         Self::collecting(&layout, epoch)?;
         let slot = self.slot_at(&layout, epoch, segment)?;
         let dead = dead.iter().map(|(key, version)| {

@@ -38,6 +38,7 @@
 //! Left out on purpose: votes, ONE and ALL, silences that make a read ask again, tombstones and their
 //! collection, more than one key. The simulator has all of them but collection.
 
+mod collect;
 mod explore;
 mod parts;
 mod rank;
@@ -48,8 +49,10 @@ mod steps;
 mod world;
 
 use explore::{Explored, explore};
-use scenario::{Bounds, Request, Scenario, join, remove, replace};
+use rank::DELETE;
+use scenario::{Bounds, Request, Scenario, join, leave, remove, replace};
 use std::time::Instant;
+use thrifty::core::quorum::Consistency;
 
 const A: u8 = 0;
 const B: u8 = 1;
@@ -58,16 +61,25 @@ const D: u8 = 3;
 
 /// The write of the lower version.
 const fn low(at: u8) -> Request {
-    Request { at, writes: Some(1) }
+    Request { at, writes: Some(1), consistency: Consistency::Quorum }
 }
 
 /// The write of the higher version.
 const fn high(at: u8) -> Request {
-    Request { at, writes: Some(2) }
+    Request { writes: Some(2), ..low(at) }
+}
+
+/// The delete, of a version above both.
+const fn delete(at: u8) -> Request {
+    Request { writes: Some(DELETE), ..low(at) }
 }
 
 const fn read(at: u8) -> Request {
-    Request { at, writes: None }
+    Request { writes: None, ..low(at) }
+}
+
+const fn read_one(at: u8) -> Request {
+    Request { consistency: Consistency::One, ..read(at) }
 }
 
 /// Each with whether what a coordinator asks of itself may be late.
@@ -78,8 +90,12 @@ fn scenarios() -> Vec<(Scenario, bool)> {
         members: 3,
         changes: Vec::new(),
         requests: Vec::new(),
+        held: Vec::new(),
+        heavy: None,
         aborts: 0,
         disks: false,
+        collects: 0,
+        copies: 0,
     };
     let grow_one = Scenario {
         name: "{A} to {A,B}, given up once",
@@ -108,8 +124,11 @@ fn scenarios() -> Vec<(Scenario, bool)> {
         nodes: 4,
         changes: vec![replace(C, D)],
         requests: vec![low(A), high(B)],
-        ..plain
+        ..plain.clone()
     };
+    // D takes a segment over, and leaves again: the same owners as before, but not the same copies.
+    let regained = Scenario { changes: vec![join(D), leave(D)], heavy: Some(D), ..swap.clone() };
+    let collected = Scenario { collects: 1, ..plain };
     let twice = Scenario {
         name: "{A} to {A,B} to {A,B,C}",
         members: 1,
@@ -127,6 +146,10 @@ fn scenarios() -> Vec<(Scenario, bool)> {
         disks: true,
         ..from(name, requests, scenario)
     };
+    let with_held = |name, held: &[u8], requests: &[Request], scenario: &Scenario| Scenario {
+        held: held.to_vec(),
+        ..from(name, requests, scenario)
+    };
     let mut all = vec![
         (grow_one.clone(), false),
         (again("{A,B} to {A,B,C}, given up once", &grow_two), false),
@@ -139,6 +162,54 @@ fn scenarios() -> Vec<(Scenario, bool)> {
         (twice.clone(), false),
         (crash("{A} to {A,B}, a crash", &[low(A), high(A), read(A)], &grow_one), false),
         (crash("{A,B} to {A,B,C}, a crash", &[high(B), read(A)], &grow_two), false),
+        (crash("{A,B,C} to {A,B,D}, a write, a crash", &[high(A)], &swap), false),
+        (from("a segment is lost and regained, a write", &[high(A)], &regained), false),
+        (with_held("a segment is lost and regained, a read", &[C], &[read(A)], &regained), false),
+        (
+            Scenario {
+                aborts: 1,
+                ..with_held(
+                    "{A,B,C} to {A,B,D}, given up once, reads at ONE",
+                    &[A, B, C],
+                    &[read_one(A), read_one(D)],
+                    &swap,
+                )
+            },
+            false,
+        ),
+        (
+            Scenario {
+                copies: 1,
+                ..from("{A,B,C}, a late write and a delete, collected", &[low(A), delete(B)], &collected)
+            },
+            false,
+        ),
+        (
+            crash(
+                "{A,B,C}, a delete, a crash, collected",
+                &[delete(B)],
+                &Scenario { held: vec![A, B, C], ..collected.clone() },
+            ),
+            false,
+        ),
+        (
+            Scenario {
+                nodes: 2,
+                members: 1,
+                changes: vec![join(B)],
+                aborts: 1,
+                ..with_held("{A} to {A,B}, given up, a delete, collected", &[A], &[delete(A)], &collected)
+            },
+            false,
+        ),
+        (
+            Scenario {
+                nodes: 4,
+                changes: vec![replace(B, D)],
+                ..from("{A,B,C} to {A,C,D}, a delete, collected, D writes", &[delete(A), low(D)], &collected)
+            },
+            false,
+        ),
     ];
     if setting("THRIFTY_MODEL_DEPTH", 1) > 1 {
         all.extend([
@@ -218,4 +289,17 @@ mutants! {
     superseded_counts_as_accepted: SupersededCountsAsAccepted in "{A} to {A,B}, given up once",
     accepts_added_across_epochs: AcceptsAddedAcrossEpochs in "{A,B} to {A,B,C}, given up once",
     unsynced_reported: UnsyncedReported in "{A} to {A,B}, a crash",
+    newer_epochs_served: NewerEpochsServed in "a segment is lost and regained, a write",
+    read_knowledge_kept: ReadKnowledgeKept in "a segment is lost and regained, a read",
+    gathered_unsynced: GatheredUnsynced in "{A,B,C} to {A,B,D}, a write, a crash",
+    dual_reads_next_owners: DualReadsNextOwners in "{A,B,C} to {A,B,D}, given up once, reads at ONE",
+    read_new_left_early_and_absent_by_read_set: ReadNewLeftEarlyAndAbsentByReadSet in "{A,B,C} to {A,B,D}, a write and a read",
+    dual_reads_next_owners_and_absent_by_read_set: DualReadsNextOwnersAndAbsentByReadSet in "{A,B,C} to {A,B,D}, a write and a read",
+    leftovers_merged: LeftoversMerged in "{A} to {A,B}, given up, a delete, collected",
+    late_pages_merged: LatePagesMerged in "{A,B,C}, a late write and a delete, collected",
+    late_after_collection: LateAfterCollection in "{A,B,C}, a late write and a delete, collected",
+    collected_unconfirmed: CollectedUnconfirmed in "{A,B,C}, a late write and a delete, collected",
+    collected_before_all_installed: CollectedBeforeAllInstalled in "{A,B,C}, a late write and a delete, collected",
+    confirmed_unsynced: ConfirmedUnsynced in "{A,B,C}, a delete, a crash, collected",
+    senders_clock_ignored: SendersClockIgnored in "{A,B,C} to {A,C,D}, a delete, collected, D writes",
 }

@@ -5,7 +5,9 @@
 //! led to it, and is built again from them whenever an input comes that it was not given before.
 //! Two histories that end in the same state (by all that can be seen of it) get one number.
 
-use crate::rank::{KEY, Put, Rank, Said, node_id, node_of, rank, record, version};
+use crate::rank::{DELETE, KEY, Put, Rank, Said, node_id, node_of, rank, record, version};
+use crate::scenario::Request;
+use bytes::Bytes;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
@@ -13,12 +15,12 @@ use std::time::Duration;
 use thrifty::core::clock::Clock;
 use thrifty::core::layout::Layout;
 use thrifty::core::node::{Liveness, Moment, NodeId};
-use thrifty::core::quorum::Consistency;
 use thrifty::core::read::{HEDGE, Read};
+use thrifty::core::record::Version;
 use thrifty::core::replica_request::Answer;
 use thrifty::core::token::{Epoch, Segment, Slot};
 use thrifty::core::write::{Action, Outcome, Terms, Write};
-use thrifty::replica::{Handled, Page, Replica, Request};
+use thrifty::replica::{self, Handled, Page, Replica};
 use thrifty::storage::engine::Engine;
 use thrifty::storage::memory::MemoryEngine;
 use thrifty::storage::simulated::SimulatedEngine;
@@ -61,11 +63,22 @@ impl Layouts {
 pub(crate) enum Stimulus {
     Install(LayoutId),
     Handle(Epoch, Put),
-    /// A page with this version of the key, or an empty one.
-    Absorb(Epoch, Rank),
+    Absorb(Epoch, Slot, Found),
     Sync,
+    /// It is asked whether it holds the delete, and would forget it.
+    Confirm(Epoch),
+    /// It is told to forget the delete.
+    Forget(Epoch),
     /// It crashes, loses what was not synced, and starts again.
     Crash,
+}
+
+/// What is on a page: this version of the key, or nothing, and how far the sender's clock is, where
+/// that matters.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Found {
+    pub(crate) rank: Rank,
+    pub(crate) clock: Rank,
 }
 
 /// What a replica says to it.
@@ -90,6 +103,8 @@ pub(crate) struct ReplicaState {
     pub(crate) durable: Vec<(Slot, Rank)>,
     /// Whether there is something to sync.
     pub(crate) dirty: bool,
+    /// The highest version that its clock has met, where that matters.
+    pub(crate) clock: Rank,
 }
 
 impl ReplicaState {
@@ -123,12 +138,18 @@ impl Running {
                 Reply::Nothing
             }
             Stimulus::Handle(epoch, put) => self.ask(epoch, put),
-            Stimulus::Absorb(epoch, rank) => {
-                let layout = self.replica.layout();
-                let slot = layout.slot(node_id(node), SEGMENT).expect("a puller owns what it pulls");
+            Stimulus::Absorb(epoch, slot, Found { rank, clock }) => {
                 let records = (rank > 0).then(|| (KEY.into(), record(rank))).into_iter().collect();
-                let page = Page { records, last: true, clock: 0 };
-                self.replica.absorb(epoch, slot, page).expect("a puller takes pages of its own epoch");
+                let page = Page { records, last: true, clock: clock.into() };
+                let _stale = self.replica.absorb(epoch, slot, page);
+                Reply::Nothing
+            }
+            Stimulus::Confirm(epoch) => match self.replica.confirm(epoch, SEGMENT, &dead(), 0) {
+                Ok(held) if held == [true] => Reply::Now(Said::Version(DELETE)),
+                _ => Reply::Nothing,
+            },
+            Stimulus::Forget(epoch) => {
+                let _refused = self.replica.forget(epoch, SEGMENT, &dead());
                 Reply::Nothing
             }
             Stimulus::Sync => {
@@ -138,10 +159,16 @@ impl Running {
             Stimulus::Crash => {
                 self.lose_unsynced();
                 let (engine, layout) = (self.replica.engine().clone(), self.replica.layout());
-                self.replica = Replica::new(node_id(node), engine, layout, Clock::resume(0)).expect(SOUND);
+                // Its mark is durable above all that it met.
+                let clock = Clock::resume(self.clock().into());
+                self.replica = Replica::new(node_id(node), engine, layout, clock).expect(SOUND);
                 Reply::Nothing
             }
         }
+    }
+
+    fn clock(&self) -> Rank {
+        self.replica.clock().last() as Rank
     }
 
     fn lose_unsynced(&self) {
@@ -149,7 +176,7 @@ impl Running {
     }
 
     fn ask(&self, epoch: Epoch, put: Put) -> Reply {
-        let request = Request { epoch, key: KEY.into(), ask: put.ask() };
+        let request = replica::Request { epoch, key: KEY.into(), ask: put.ask() };
         let handled = self.replica.handle(&[request]).expect(SOUND).remove(0);
         let said = |answer| Said::of(&answer);
         match handled {
@@ -171,22 +198,27 @@ impl Running {
     }
 }
 
-type ReplicaKey = (Node, LayoutId, Vec<(Slot, Rank)>, Vec<(Slot, Rank)>, bool);
+fn dead() -> [(Bytes, Version); 1] {
+    [(KEY.into(), version(DELETE))]
+}
+
+type ReplicaKey = (Node, LayoutId, Vec<(Slot, Rank)>, Vec<(Slot, Rank)>, bool, Rank);
 
 /// All states of replicas that were met.
 pub(crate) struct Replicas {
     disks: bool,
+    clocks: bool,
     states: Vec<ReplicaState>,
     numbers: HashMap<ReplicaKey, Id>,
     known: HashMap<(Id, Stimulus), (Id, Reply)>,
-    snapshots: HashMap<(Id, Epoch), Option<Rank>>,
+    snapshots: HashMap<(Id, Epoch), Option<Found>>,
 }
 
 impl Replicas {
-    /// With disks, a crash loses what was not synced.
-    pub(crate) fn new(disks: bool) -> Self {
+    /// With disks, a crash loses what was not synced; with clocks, these tell states apart.
+    pub(crate) fn new(disks: bool, clocks: bool) -> Self {
         let (states, numbers) = (Vec::new(), HashMap::new());
-        Replicas { disks, states, numbers, known: HashMap::new(), snapshots: HashMap::new() }
+        Replicas { disks, clocks, states, numbers, known: HashMap::new(), snapshots: HashMap::new() }
     }
 
     pub(crate) fn of(&self, id: Id) -> &ReplicaState {
@@ -229,11 +261,12 @@ impl Replicas {
             }
             _ => holds.clone(),
         };
-        let key = (node, layout, holds.clone(), durable.clone(), dirty);
+        let clock = if self.clocks { running.clock() } else { 0 };
+        let key = (node, layout, holds.clone(), durable.clone(), dirty, clock);
         let next = self.states.len() as Id;
         let id = *self.numbers.entry(key).or_insert(next);
         if id == next {
-            self.states.push(ReplicaState { node, layout, before, holds, durable, dirty });
+            self.states.push(ReplicaState { node, layout, before, holds, durable, dirty, clock });
         }
         id
     }
@@ -256,12 +289,15 @@ impl Replicas {
     }
 
     /// What a puller that is at `epoch` gets from a source; `None` if it is refused.
-    pub(crate) fn snapshot(&mut self, id: Id, epoch: Epoch, layouts: &Layouts) -> Option<Rank> {
+    pub(crate) fn snapshot(&mut self, id: Id, epoch: Epoch, layouts: &Layouts) -> Option<Found> {
         if let Some(known) = self.snapshots.get(&(id, epoch)) {
             return *known;
         }
         let page = self.build(id, layouts).replica.snapshot(epoch, SEGMENT, None, usize::MAX);
-        let found = |page: Page| page.records.first().map_or(0, |(_, record)| rank(record.version));
+        let found = |page: Page| Found {
+            rank: page.records.first().map_or(0, |(_, record)| rank(record.version)),
+            clock: if self.clocks { page.clock as Rank } else { 0 },
+        };
         let found = page.ok().map(found);
         self.snapshots.insert((id, epoch), found);
         found
@@ -291,10 +327,8 @@ type Asked = (Id, Arc<[Question]>);
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Origin {
-    node: Node,
+    request: Request,
     layout: LayoutId,
-    /// The version it writes, or a read.
-    writes: Option<Rank>,
 }
 
 enum Machine {
@@ -307,11 +341,11 @@ impl Machine {
         let mut out = Vec::new();
         let layout = layouts.of(origin.layout).clone();
         let forever = Duration::from_secs(1 << 20);
-        let terms = Terms::new(Consistency::Quorum, false, Moment::ZERO, forever);
-        let machine = match origin.writes {
+        let terms = Terms::new(origin.request.consistency, false, Moment::ZERO, forever);
+        let machine = match origin.request.writes {
             Some(rank) => Machine::Write(Write::start(layout, SEGMENT, record(rank), terms, UP, &mut out)),
             None => {
-                let me = node_id(origin.node);
+                let me = node_id(origin.request.at);
                 let mut read = Read::start(me, layout, SEGMENT, terms, Moment::ZERO, UP, &mut out);
                 // All are asked at once: a question that is late is like one put late.
                 read.tick(HEDGE, &mut out);
@@ -396,14 +430,8 @@ impl Machines {
     }
 
     /// A request begins at a node.
-    pub(crate) fn begin(
-        &mut self,
-        node: Node,
-        layout: LayoutId,
-        writes: Option<Rank>,
-        layouts: &Layouts,
-    ) -> Asked {
-        let origin = Origin { node, layout, writes };
+    pub(crate) fn begin(&mut self, request: Request, layout: LayoutId, layouts: &Layouts) -> Asked {
+        let origin = Origin { request, layout };
         if let Some(known) = self.begun.get(&origin) {
             return known.clone();
         }

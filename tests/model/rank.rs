@@ -10,6 +10,9 @@ pub(crate) const KEY: &[u8] = b"k";
 /// A version by its place among all: 0 is "nothing there".
 pub(crate) type Rank = u8;
 
+/// The version of a delete.
+pub(crate) const DELETE: Rank = 3;
+
 pub(crate) fn version(rank: Rank) -> Version {
     Version { hlc: rank.into(), node: rank.into() }
 }
@@ -19,7 +22,10 @@ pub(crate) fn rank(version: Version) -> Rank {
 }
 
 pub(crate) fn record(rank: Rank) -> Record {
-    Record::value(version(rank), vec![rank])
+    match rank {
+        DELETE => Record::tombstone(version(rank)),
+        _ => Record::value(version(rank), vec![rank]),
+    }
 }
 
 /// A node's id. Its first digits differ from all others', for they are all that is printed, and

@@ -17,7 +17,9 @@ type Reports = Vec<(Epoch, Epoch)>;
 pub(crate) struct Facts {
     pub(crate) epoch: Epoch,
     pub(crate) phase: Phase,
+    /// As the phase says, whatever mistake is planted.
     pub(crate) read_owners: Vec<Node>,
+    pub(crate) members: Vec<Node>,
     pub(crate) owns: Vec<bool>,
     pub(crate) pulls: Vec<Option<Pull>>,
 }
@@ -36,7 +38,7 @@ pub(crate) struct Parts {
 impl Parts {
     pub(crate) fn new(scenario: Scenario, bounds: Bounds) -> Self {
         Parts {
-            replicas: Replicas::new(scenario.disks),
+            replicas: Replicas::new(scenario.disks, scenario.collects > 0),
             machines: Machines::default(),
             layouts: Layouts::default(),
             facts: HashMap::new(),
@@ -53,7 +55,11 @@ impl Parts {
         self.facts.entry(id).or_insert_with(|| Facts {
             epoch: layout.epoch,
             phase: layout.phase,
-            read_owners: layout.read_owners(SEGMENT).iter().map(|id| node_of(*id)).collect(),
+            read_owners: match layout.phase {
+                Phase::Stable | Phase::Dual => layout.current_owners(SEGMENT).map(node_of).collect(),
+                Phase::ReadNew => layout.next_owners(SEGMENT).map(node_of).collect(),
+            },
+            members: layout.ids().map(node_of).collect(),
             owns: (0..nodes).map(|node| layout.slot(node_id(node), SEGMENT).is_some()).collect(),
             pulls: (0..nodes).map(|node| layout.pulls(node_id(node)).pop()).collect(),
         });

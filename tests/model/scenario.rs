@@ -5,6 +5,7 @@ use crate::rank::{Rank, node_id};
 use std::collections::BTreeSet;
 use thrifty::core::layout::{Kind, Layout, Member, Replicas, Standing};
 use thrifty::core::node::RingId;
+use thrifty::core::quorum::{Consistency, majority};
 use thrifty::core::token::SegmentCount;
 use thrifty::core::transition::Change;
 
@@ -20,6 +21,10 @@ pub(crate) const fn join(node: Node) -> Turn {
     Turn { join: Some(node), leave: None, remove: None }
 }
 
+pub(crate) const fn leave(node: Node) -> Turn {
+    Turn { join: None, leave: Some(node), remove: None }
+}
+
 pub(crate) const fn replace(leave: Node, join: Node) -> Turn {
     Turn { join: Some(join), leave: Some(leave), remove: None }
 }
@@ -28,12 +33,13 @@ pub(crate) const fn remove(node: Node) -> Turn {
     Turn { join: None, leave: None, remove: Some(node) }
 }
 
-/// A request at QUORUM, coordinated by one node.
-#[derive(Clone, Copy, Debug)]
+/// A request, coordinated by one node.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Request {
     pub(crate) at: Node,
     /// The version, or a read.
     pub(crate) writes: Option<Rank>,
+    pub(crate) consistency: Consistency,
 }
 
 /// How far to go.
@@ -59,32 +65,49 @@ pub(crate) struct Scenario {
     pub(crate) nodes: Node,
     /// The first so many are members at the beginning.
     pub(crate) members: Node,
+    /// Who holds the lowest version at the beginning.
+    pub(crate) held: Vec<Node>,
+    /// Whose weight is so great that it is an owner wherever it is a member.
+    pub(crate) heavy: Option<Node>,
     pub(crate) changes: Vec<Turn>,
     pub(crate) requests: Vec<Request>,
     /// How often a Dual may be given up; it is tried again.
     pub(crate) aborts: u8,
     /// Replicas sync, and one of them crashes once.
     pub(crate) disks: bool,
+    /// How often what was deleted is forgotten.
+    pub(crate) collects: u8,
+    /// So many pages are taken from one owner for another that catches up.
+    pub(crate) copies: u8,
 }
 
-fn member(node: Node) -> Member {
+fn member(node: Node, weight: u32) -> Member {
     Member {
         id: node_id(node),
         address: format!("127.0.0.1:{}", 9900 + u16::from(node)).parse().expect("an address"),
         zone: String::new(),
-        weight: 1,
+        weight,
         durable: true,
         standing: Standing::Staying,
     }
 }
 
 impl Scenario {
+    fn member(&self, node: Node) -> Member {
+        member(node, if self.heavy == Some(node) { 1000 } else { 1 })
+    }
+
+    /// The version that is as good as acknowledged at the beginning.
+    pub(crate) fn floor(&self) -> Rank {
+        Rank::from(self.held.len() >= majority(self.members.into()))
+    }
+
     /// The ring at the beginning: three replicas, one segment.
     pub(crate) fn first(&self) -> Layout {
         let segments = SegmentCount::new(1).expect("a power of two");
         let ring = ("model".into(), Kind::Store, Replicas::Count(3));
-        let first = Layout::first(RingId(1), ring.0, ring.1, ring.2, segments, member(0));
-        let joins: Vec<_> = (1..self.members).map(member).collect();
+        let first = Layout::first(RingId(1), ring.0, ring.1, ring.2, segments, self.member(0));
+        let joins: Vec<_> = (1..self.members).map(|node| self.member(node)).collect();
         let dual = first.dual(&joins, &BTreeSet::new());
         dual.map_or(first, |dual| dual.read_new().settled())
     }
@@ -92,7 +115,7 @@ impl Scenario {
     /// The Dual of a transition.
     pub(crate) fn change(&self, turn: Turn, layout: &Layout) -> Layout {
         let set = |node: Option<Node>| node.map(node_id).into_iter().collect::<BTreeSet<_>>();
-        let joins = turn.join.map(member).into_iter().collect();
+        let joins = turn.join.map(|node| self.member(node)).into_iter().collect();
         let change = Change::Dual { joins, leaves: set(turn.leave), removals: set(turn.remove) };
         change.apply(layout, &set(turn.remove)).expect("a change that changes something")
     }

@@ -15,8 +15,8 @@ impl World {
     pub(crate) fn settle(&mut self, parts: &mut Parts) -> Result<(), String> {
         loop {
             self.take_idle_pages(parts)?;
-            // A decision takes nothing away from anybody, unless the Dual may also be given up.
-            while parts.phase(self.newest()) != Phase::Dual || self.aborts == 0 {
+            // A decision takes nothing away from anybody, unless something else may be decided as well.
+            while !self.may_also(parts) {
                 let Some(next) = self.next(parts) else { break };
                 self.done += u8::from(parts.phase(self.newest()) == Phase::ReadNew);
                 self.decided.push(next);
@@ -45,8 +45,11 @@ impl World {
             }
             let layout = parts.layouts.of(self.layout_at(self.node(node).at));
             let slot = layout.slot(node_id(node), SEGMENT).expect("a puller owns what it pulls");
-            let has = parts.replicas.of(self.node(node).replica).durable_in(slot);
-            let idle = |page: &(Node, PageState)| matches!(page.1, PageState::Made(rank) if rank <= has);
+            let replica = parts.replicas.of(self.node(node).replica);
+            let (has, clock) = (replica.durable_in(slot), replica.clock);
+            let idle = |page: &(Node, PageState)| {
+                matches!(page.1, PageState::Made(found) if found.rank <= has && found.clock <= clock)
+            };
             while let Some((source, _)) = self.node(node).pages.iter().copied().find(idle) {
                 self.absorb(parts, node, source)?;
             }
@@ -85,6 +88,9 @@ impl World {
             && state.pages.is_empty()
             && !self.mail.iter().any(asked)
             && !(0..self.ops.len()).any(may_ask)
+            && !planted(Mutant::NewerEpochsServed)
+            // Who stays behind may keep others from forgetting, or be told to.
+            && parts.scenario.collects == 0
             && !pulls.iter().zip(&self.nodes).any(may_pull)
     }
 
@@ -102,10 +108,10 @@ impl World {
                     *op = NOBODY;
                 }
                 // A write that changes nothing now changes nothing later at this epoch; only a crash
-                // could make room for it again.
+                // or forgetting could make room for it again.
                 let (then, reply) = self.reply(parts, *to, *at, *put);
                 let idle = *mute && then == self.node(*to).replica && reply != Reply::Behind;
-                reply != Reply::Stale && !(idle && self.crashes == 0)
+                reply != Reply::Stale && !(idle && self.crashes == 0 && parts.scenario.collects == 0)
             }
         });
         mail.sort_unstable();

@@ -28,8 +28,18 @@ pub(crate) enum Step {
     Crash(Node),
     /// The Dual is given up.
     Abort,
-    /// What comes next is decided, where it could also have been given up.
+    /// What comes next is decided, where something else could also have been.
     Decide,
+    /// An owner is asked whether it holds the delete.
+    Confirm(Node),
+    /// A collecting layout is decided.
+    Collect,
+    /// An owner is told to forget.
+    Forget(Node),
+    /// An owner that catches up has a page of another made.
+    Copy(Node, Node),
+    /// A page of one that catches up arrives.
+    Copied(u8),
 }
 
 pub(crate) fn name(node: Node) -> String {
@@ -102,6 +112,11 @@ impl Step {
             Step::Crash(node) => format!("{} crashes and is there again", name(node)),
             Step::Abort => "the transition is given up".into(),
             Step::Decide => "the transition goes on".into(),
+            Step::Confirm(node) => format!("{} says that it holds what is deleted", name(node)),
+            Step::Collect => "a collecting layout is decided".into(),
+            Step::Forget(node) => format!("{} forgets it", name(node)),
+            Step::Copy(node, source) => format!("{} asks {} what it has", name(node), name(source)),
+            Step::Copied(i) => format!("{} hears it", name(before.collecting.pages[usize::from(i)].0)),
         }
     }
 }

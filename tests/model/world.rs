@@ -1,12 +1,14 @@
 //! A state of the whole ring, the steps that can follow, and what must hold.
 
-use crate::parts::{Ended, Event, Id, LayoutId, Node, Reply, SEGMENT, Stimulus};
+use crate::collect::Collecting;
+use crate::parts::{Ended, Event, Found, Id, LayoutId, Node, Reply, SEGMENT, Stimulus};
 use crate::rank::{Put, Rank, Said, node_id, node_of};
 use crate::ring::Parts;
 use crate::scenario::Request;
 use crate::steps::Step;
 use std::collections::BTreeSet;
 use thrifty::core::layout::Phase;
+use thrifty::core::mutants::{Mutant, planted};
 use thrifty::core::quorum::majority;
 use thrifty::core::token::Epoch;
 use thrifty::core::transition::Change;
@@ -21,8 +23,8 @@ pub(crate) const NOBODY: u8 = u8::MAX;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) enum PageState {
     Awaited,
-    /// The snapshot was made, with this version of the key.
-    Made(Rank),
+    /// The snapshot was made, with this on it.
+    Made(Found),
     Taken,
 }
 
@@ -81,14 +83,24 @@ pub(crate) struct World {
     pub(crate) doubles: u8,
     pub(crate) aborts: u8,
     pub(crate) crashes: u8,
+    pub(crate) collecting: Collecting,
 }
 
 impl World {
     pub(crate) fn first(parts: &mut Parts) -> Result<World, String> {
         let first = parts.scenario.first();
         let id = parts.learn(first);
+        let held = Stimulus::Handle(parts.epoch(id), Put::Write(1));
+        let mut replica = |node| {
+            let first = parts.replicas.first(node, id, &parts.layouts);
+            if !parts.scenario.held.contains(&node) {
+                return first;
+            }
+            let (holds, _) = parts.replicas.give(first, held, &parts.layouts);
+            parts.replicas.give(holds, Stimulus::Sync, &parts.layouts).0
+        };
         let node = |node| NodeState {
-            replica: parts.replicas.first(node, id, &parts.layouts),
+            replica: replica(node),
             at: 0,
             pages: Vec::new(),
             synced: 0,
@@ -100,11 +112,12 @@ impl World {
             nodes: (0..parts.scenario.nodes).map(node).collect(),
             ops: parts.scenario.requests.iter().map(|_| Op::Waiting).collect(),
             mail: Vec::new(),
-            floor: 0,
+            floor: parts.scenario.floor(),
             fresh: true,
             doubles: parts.bounds.doubles,
             aborts: parts.scenario.aborts,
             crashes: u8::from(parts.scenario.disks),
+            collecting: Collecting::new(&parts.scenario),
         };
         world.settle(parts)?;
         Ok(world)
@@ -131,16 +144,28 @@ impl World {
     }
 
     pub(crate) fn may_begin(&self, parts: &Parts, op: u8) -> bool {
-        let at = self.request(parts, op).at;
+        let Request { at, writes, .. } = self.request(parts, op);
         self.fresh
             && self.ops[usize::from(op)] == Op::Waiting
-            && parts.facts[&self.layout_at(self.node(at).at)].owns[usize::from(at)]
+            && self.may_coordinate(parts, at)
+            // Its version is above what the clock has met.
+            && writes.is_none_or(|rank| rank > parts.replicas.of(self.node(at).replica).clock)
+    }
+
+    /// Owners that reads ask coordinate; here the newcomers of a Dual as well, unless clocks matter:
+    /// theirs have yet to meet what the others know.
+    fn may_coordinate(&self, parts: &Parts, node: Node) -> bool {
+        let facts = &parts.facts[&self.layout_at(self.node(node).at)];
+        match parts.scenario.collects {
+            0 => facts.owns[usize::from(node)],
+            _ => facts.read_owners.contains(&node),
+        }
     }
 
     pub(crate) fn begin(&mut self, parts: &mut Parts, op: u8) {
         let request = self.request(parts, op);
         let layout = self.layout_at(self.node(request.at).at);
-        let (machine, asked) = parts.machines.begin(request.at, layout, request.writes, &parts.layouts);
+        let (machine, asked) = parts.machines.begin(request, layout, &parts.layouts);
         self.ops[usize::from(op)] = Op::Running { machine, floor: self.floor };
         self.send(parts, op, &asked);
     }
@@ -227,11 +252,21 @@ impl World {
         }
         if parts.phase(self.newest()) == Phase::Dual && self.aborts > 0 {
             steps.push(Step::Abort);
-            if self.next(parts).is_some() {
-                steps.push(Step::Decide);
-            }
         }
+        if self.may_also(parts) && self.next(parts).is_some() {
+            steps.push(Step::Decide);
+        }
+        self.collecting_steps(parts, &mut steps);
         steps
+    }
+
+    /// Whether something else than what comes next may be decided.
+    pub(crate) fn may_also(&self, parts: &Parts) -> bool {
+        match parts.phase(self.newest()) {
+            Phase::Stable => self.collecting.left > 0,
+            Phase::Dual => self.aborts > 0,
+            Phase::ReadNew => false,
+        }
     }
 
     /// Whether a request's answers arrive with the question, or get lost.
@@ -257,7 +292,7 @@ impl World {
                 let made = parts.replicas.snapshot(self.node(source).replica, epoch, &parts.layouts);
                 let pages = &mut self.nodes[usize::from(node)].pages;
                 for page in pages.iter_mut().filter(|(of, _)| *of == source) {
-                    page.1 = PageState::Made(made.unwrap_or_default());
+                    page.1 = PageState::Made(made.expect("a step that can be taken"));
                 }
             }
             Step::Page(node, source) => self.absorb(parts, node, source)?,
@@ -275,21 +310,22 @@ impl World {
                 let next = self.next(parts).expect("a step names what can be decided");
                 self.decided.push(next);
             }
+            Step::Confirm(_) | Step::Collect | Step::Forget(_) | Step::Copy(..) | Step::Copied(_) => {
+                self.collecting_step(parts, step)?;
+            }
         }
         // A request that begins later at the same floor can do nothing that it could not have done,
         // begun at once, with questions that are late.
         self.fresh =
             floor != self.floor || waiting != self.can_coordinate(parts) || matches!(step, Step::Begin(_));
+        // What was forgotten makes it matter.
+        self.fresh |= parts.scenario.collects > 0;
         self.settle(parts)?;
         self.check(parts)
     }
 
     fn can_coordinate(&self, parts: &Parts) -> Vec<bool> {
-        let owns = |op: u8| {
-            let at = self.request(parts, op).at;
-            parts.facts[&self.layout_at(self.node(at).at)].owns[usize::from(at)]
-        };
-        (0..self.ops.len() as u8).map(owns).collect()
+        (0..self.ops.len() as u8).map(|op| self.may_coordinate(parts, self.request(parts, op).at)).collect()
     }
 
     pub(crate) fn ask(&mut self, parts: &mut Parts, i: usize, lost: bool, again: bool) -> Result<(), String> {
@@ -363,7 +399,7 @@ impl World {
                 self.floor = self.floor.max(rank);
             }
             Ended::Returned(rank) => {
-                if rank < floor {
+                if rank < floor && !self.is_forgotten(rank) {
                     return Err(format!("the read returns v{rank}, though v{floor} was there when it began"));
                 }
                 self.floor = self.floor.max(rank);
@@ -395,10 +431,11 @@ impl World {
     pub(crate) fn absorb(&mut self, parts: &mut Parts, node: Node, source: Node) -> Result<(), String> {
         let id = self.layout_at(self.node(node).at);
         let epoch = parts.epoch(id);
+        let slot = parts.layouts.of(id).slot(node_id(node), SEGMENT).expect("a puller owns what it pulls");
         let state = &mut self.nodes[usize::from(node)];
         for (_, page) in state.pages.iter_mut().filter(|(of, _)| *of == source) {
-            if let PageState::Made(rank) = *page {
-                let stimulus = Stimulus::Absorb(epoch, rank);
+            if let PageState::Made(found) = *page {
+                let stimulus = Stimulus::Absorb(epoch, slot, found);
                 (state.replica, _) = parts.replicas.give(state.replica, stimulus, &parts.layouts);
                 *page = PageState::Taken;
             }
@@ -407,12 +444,14 @@ impl World {
         if state.pages.iter().filter(|(_, page)| *page == PageState::Taken).count() >= need {
             state.pages.clear();
             state.synced = state.at;
-            self.sync(parts, node)?;
+            if !planted(Mutant::GatheredUnsynced) {
+                self.sync(parts, node)?;
+            }
         }
         Ok(())
     }
 
-    fn sync(&mut self, parts: &mut Parts, node: Node) -> Result<(), String> {
+    pub(crate) fn sync(&mut self, parts: &mut Parts, node: Node) -> Result<(), String> {
         let state = &mut self.nodes[usize::from(node)];
         (state.replica, _) = parts.replicas.give(state.replica, Stimulus::Sync, &parts.layouts);
         for (op, at, put, said) in std::mem::take(&mut state.held) {
@@ -467,7 +506,8 @@ impl World {
             slot.map_or(0, |slot| parts.replicas.of(self.node(node).replica).durable_in(slot))
         };
         let without: Vec<Node> = owners.iter().copied().filter(|node| has(*node) < self.floor).collect();
-        if without.len() < majority(owners.len()) {
+        let forgotten = without.iter().all(|node| self.is_forgotten(has(*node)));
+        if without.len() < majority(owners.len()) || forgotten {
             return Ok(());
         }
         let names: Vec<_> = without.iter().map(|node| crate::steps::name(*node)).collect();
