@@ -46,7 +46,11 @@ impl World {
     /// All owners were found to hold the delete.
     fn all_hold(&self, parts: &Parts) -> bool {
         self.collecting.held.as_ref().is_some_and(|(at, held)| {
-            parts.layouts.of(self.layout_at(*at)).current_owners(SEGMENT).all(|id| held.contains(&node_of(id)))
+            parts
+                .layouts
+                .of(self.layout_at(*at))
+                .current_owners(SEGMENT)
+                .all(|id| held.contains(&node_of(id)))
         })
     }
 

@@ -77,6 +77,8 @@ pub(crate) struct Scenario {
     pub(crate) disks: bool,
     /// How often what was deleted is forgotten.
     pub(crate) collects: u8,
+    /// What a coordinator asks of its own replica may be late.
+    pub(crate) own_late: bool,
     /// So many pages are taken from one owner for another that catches up.
     pub(crate) copies: u8,
 }

@@ -47,9 +47,7 @@ impl World {
             let slot = layout.slot(node_id(node), SEGMENT).expect("a puller owns what it pulls");
             let replica = parts.replicas.of(self.node(node).replica);
             let (has, clock) = (replica.durable_in(slot), replica.clock);
-            let idle = |page: &(Node, PageState)| {
-                matches!(page.1, PageState::Made(found) if found.rank <= has && found.clock <= clock)
-            };
+            let idle = |page: &(Node, PageState)| matches!(page.1, PageState::Made(found) if found.rank <= has && found.clock <= clock);
             while let Some((source, _)) = self.node(node).pages.iter().copied().find(idle) {
                 self.absorb(parts, node, source)?;
             }

@@ -2,13 +2,12 @@
 
 use crate::collect::Collecting;
 use crate::parts::{Ended, Event, Found, Id, LayoutId, Node, Reply, SEGMENT, Stimulus};
-use crate::rank::{Put, Rank, Said, node_id, node_of};
+use crate::rank::{Put, Rank, Said, node_id};
 use crate::ring::Parts;
 use crate::scenario::Request;
 use crate::steps::Step;
 use std::collections::BTreeSet;
 use thrifty::core::layout::Phase;
-use thrifty::core::mutants::{Mutant, planted};
 use thrifty::core::quorum::majority;
 use thrifty::core::token::Epoch;
 use thrifty::core::transition::Change;
@@ -270,7 +269,7 @@ impl World {
     }
 
     /// Whether a request's answers arrive with the question, or get lost.
-    fn answers_at_once(&self, parts: &Parts) -> bool {
+    pub(crate) fn answers_at_once(&self, parts: &Parts) -> bool {
         !parts.bounds.late
     }
 
@@ -353,7 +352,7 @@ impl World {
         Ok(())
     }
 
-    fn answer(
+    pub(crate) fn answer(
         &mut self,
         parts: &mut Parts,
         op: u8,
@@ -381,7 +380,7 @@ impl World {
     }
 
     /// A request under way hears something.
-    fn feed(&mut self, parts: &mut Parts, op: u8, event: Event) -> Result<(), String> {
+    pub(crate) fn feed(&mut self, parts: &mut Parts, op: u8, event: Event) -> Result<(), String> {
         let Op::Running { machine, floor } = self.ops[usize::from(op)] else { return Ok(()) };
         let (machine, asked) = parts.machines.give(machine, event, &parts.layouts);
         self.ops[usize::from(op)] = Op::Running { machine, floor };
@@ -406,79 +405,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    pub(crate) fn install(&mut self, parts: &mut Parts, node: Node, at: At) -> Result<(), String> {
-        let id = self.layout_at(at);
-        let before = self.node(node).replica;
-        let (replica, _) = parts.replicas.give(before, Stimulus::Install(id), &parts.layouts);
-        let lost = parts.replicas.of(before).holds.len() > parts.replicas.of(replica).holds.len();
-        if lost && parts.phase(id) != Phase::Stable && parts.bounds.check_drops {
-            return Err("data is dropped before a Stable layout is installed".into());
-        }
-        let pages = parts.facts[&id].pulls[usize::from(node)].iter().flat_map(|pull| &pull.sources);
-        let pages = pages.map(|source| (node_of(*source), PageState::Awaited)).collect();
-        let state = &mut self.nodes[usize::from(node)];
-        (state.replica, state.at, state.pages) = (replica, at, pages);
-        for op in 0..self.ops.len() as u8 {
-            if self.request(parts, op).at == node {
-                self.feed(parts, op, Event::Installed(id))?;
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn absorb(&mut self, parts: &mut Parts, node: Node, source: Node) -> Result<(), String> {
-        let id = self.layout_at(self.node(node).at);
-        let epoch = parts.epoch(id);
-        let slot = parts.layouts.of(id).slot(node_id(node), SEGMENT).expect("a puller owns what it pulls");
-        let state = &mut self.nodes[usize::from(node)];
-        for (_, page) in state.pages.iter_mut().filter(|(of, _)| *of == source) {
-            if let PageState::Made(found) = *page {
-                let stimulus = Stimulus::Absorb(epoch, slot, found);
-                (state.replica, _) = parts.replicas.give(state.replica, stimulus, &parts.layouts);
-                *page = PageState::Taken;
-            }
-        }
-        let need = parts.facts[&id].pulls[usize::from(node)].as_ref().map_or(usize::MAX, |pull| pull.need);
-        if state.pages.iter().filter(|(_, page)| *page == PageState::Taken).count() >= need {
-            state.pages.clear();
-            state.synced = state.at;
-            if !planted(Mutant::GatheredUnsynced) {
-                self.sync(parts, node)?;
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn sync(&mut self, parts: &mut Parts, node: Node) -> Result<(), String> {
-        let state = &mut self.nodes[usize::from(node)];
-        (state.replica, _) = parts.replicas.give(state.replica, Stimulus::Sync, &parts.layouts);
-        for (op, at, put, said) in std::mem::take(&mut state.held) {
-            if self.answers_at_once(parts) {
-                self.answer(parts, op, node, at, put, said)?;
-            } else {
-                self.mail.push(Mail::Answer { op, from: node, at, put, said });
-            }
-        }
-        Ok(())
-    }
-
-    /// A node crashes and is there again at once; what it coordinated ends with unknown outcome.
-    fn crash(&mut self, parts: &mut Parts, node: Node) {
-        self.crashes -= 1;
-        let id = self.layout_at(self.node(node).at);
-        let pages = parts.facts[&id].pulls[usize::from(node)].iter().flat_map(|pull| &pull.sources);
-        let pages = pages.map(|source| (node_of(*source), PageState::Awaited)).collect();
-        let state = &mut self.nodes[usize::from(node)];
-        (state.replica, _) = parts.replicas.give(state.replica, Stimulus::Crash, &parts.layouts);
-        state.held.clear();
-        state.pages = if state.synced == state.at { Vec::new() } else { pages };
-        for op in 0..self.ops.len() {
-            if parts.scenario.requests[op].at == node && self.ops[op] != Op::Waiting {
-                self.ops[op] = Op::Over;
-            }
-        }
     }
 
     /// What the claimant would decide if it saw all nodes as they are. Reports that are late only
