@@ -1,4 +1,4 @@
-//! Deliberate mistakes, to prove that the simulator and the tests of power cuts would find them.
+//! Deliberate mistakes, to prove that the simulator, the model and the tests of power cuts would find them.
 //!
 //! Each is a switch at the very line that guards against the fault, thread-local so that many
 //! simulations run side by side, and compiled to `false` without the test-only feature `mutants`.

@@ -112,6 +112,10 @@ fn collected() -> Scenario {
     Scenario { collects: 1, ..plain() }
 }
 
+fn goes_on() -> Scenario {
+    Scenario { nodes: 4, changes: vec![replace(B, D)], ..collected() }
+}
+
 fn transitions() -> Vec<Scenario> {
     let retried = Scenario { aborts: 1, ..swap() };
     let twice = Scenario { members: 1, changes: vec![join(B), join(C)], ..grow_two() };
@@ -139,19 +143,21 @@ fn transitions() -> Vec<Scenario> {
 
 fn collections() -> Vec<Scenario> {
     let given_up = Scenario { nodes: 2, members: 1, changes: vec![join(B)], aborts: 1, ..collected() };
-    let goes_on = Scenario { nodes: 4, changes: vec![replace(B, D)], ..collected() };
     let catches_up = Scenario { copies: 1, ..collected() };
     vec![
         catches_up.with("{A,B,C}, a late write and a delete, collected", &[low(A), delete(B)]),
         collected().crash("{A,B,C}, a delete, a crash, collected", &[delete(B)]).held(&[A, B, C]),
+        collected().crash("{A,B,C}, a late write, a delete, a crash, collected", &[low(A), delete(B)]),
+        collected().with("{A,B,C}, a late write, a delete, a read, collected", &[low(A), delete(B), read(C)]),
         given_up.with("{A} to {A,B}, given up, a delete, collected", &[delete(A)]).held(&[A]),
-        goes_on.with("{A,B,C} to {A,C,D}, a delete, collected, D writes", &[delete(A), low(D)]),
+        goes_on().with("{A,B,C} to {A,C,D}, a delete, collected, D writes", &[delete(A), low(D)]),
     ]
 }
 
 /// Those that take minutes.
 fn long() -> Vec<Scenario> {
     let own_late = Scenario { own_late: true, ..grow_one() };
+    let everything = Scenario { copies: 1, ..collected() };
     vec![
         own_late.with("{A} to {A,B}, A asks itself late", &[low(A), high(A), read(A)]),
         shrink().again("{A,B,C} to {A,B}, C slow or dead, given up once"),
@@ -159,8 +165,8 @@ fn long() -> Vec<Scenario> {
         swap().again("{A,B,C} to {A,B,D}, given up once"),
         grow_two().crash("{A,B} to {A,B,C}, two writes, a crash", &[low(A), high(B)]),
         regained().with("a segment is lost and regained, a write and a read", &[low(B), read(C)]),
-        collected().crash("{A,B,C}, a late write, a delete, a crash, collected", &[low(A), delete(B)]),
-        collected().with("{A,B,C}, a late write, a delete, a read, collected", &[low(A), delete(B), read(C)]),
+        everything.crash("{A,B,C}, all of that, collected", &[low(A), delete(B), read(C)]),
+        goes_on().with("{A,B,C} to {A,C,D}, a late write and a delete, collected", &[low(A), delete(C)]),
     ]
 }
 
