@@ -20,6 +20,19 @@ torture kills="1000" keys="1000000":
     THRIFTY_TORTURE_KILLS={{kills}} THRIFTY_TORTURE_KEYS={{keys}} \
         cargo test --release --test it torture -- --nocapture
 
+# Nodes join and leave one after the other under load; nothing is lost, nothing read wrongly: `just changes 100`.
+changes count="100":
+    THRIFTY_CHANGES={{count}} cargo test --release --test it changes:: -- --nocapture
+
+# A node is cut off while so many keys are written: how soon, and with how many bytes, it catches up.
+heal keys="100000":
+    THRIFTY_HEAL_KEYS={{keys}} cargo test --release --test it partition:: -- --nocapture
+
+# One node of three is killed under load: what that does to requests, and for how long.
+killed rate="2000" seconds="10":
+    THRIFTY_KILLED_RATE={{rate}} THRIFTY_KILLED_SECONDS={{seconds}} \
+        cargo test --release --test it killed:: -- --nocapture
+
 # Simulate many rings: `just simulate 20000 0`.
 simulate seeds="20000" first="0":
     THRIFTY_SIM_SEEDS={{seeds}} THRIFTY_SIM_FIRST_SEED={{first}} \

@@ -1,7 +1,9 @@
 //! What every story needs: a place of its own, real processes in it, and patience.
 
+mod network;
 mod node;
 
+pub(crate) use network::Network;
 pub(crate) use node::Node;
 use std::fmt::Debug;
 use std::fs::File;
@@ -43,6 +45,11 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < end, "waited {PATIENCE:?} in vain: {what}");
         std::thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// A number that whoever runs the tests may choose, by the environment variable `THRIFTY_` and this name.
+pub(crate) fn setting(name: &str) -> Option<u64> {
+    std::env::var(format!("THRIFTY_{name}")).ok().map(|text| text.parse().unwrap())
 }
 
 /// A node's view of its ring in a line.

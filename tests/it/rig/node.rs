@@ -21,6 +21,11 @@ pub(crate) struct Node<'r> {
 }
 
 impl Node<'_> {
+    /// That of its folder.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What it has said on stderr so far.
     pub(crate) fn stderr(&self) -> String {
         lock(&self.log.text).clone()

@@ -42,9 +42,10 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Begins a history in a folder, in place of an older one of this name.
-    pub(crate) fn new(folder: &Path, name: &str) -> Self {
-        fs::create_dir_all(folder).unwrap();
+    /// Begins a history in a folder of the build's, in place of an older one of this name.
+    pub(crate) fn new(folder: &str, name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder);
+        fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("README.md"), include_str!("README.md")).unwrap();
         let path = folder.join(name);
         let file = BufWriter::with_capacity(1 << 20, File::create(&path).unwrap());

@@ -25,7 +25,9 @@ pub(crate) struct Verdict {
     pub(crate) came_to_light: u64,
     /// Reads that were answered.
     pub(crate) reads: u64,
-    /// Keys with an acknowledged write that were read after everything had healed.
+    /// Keys with an acknowledged write.
+    pub(crate) keys: u64,
+    /// Those of them that were read after everything had healed.
     pub(crate) read_back: u64,
     /// What must not be, the first of it.
     pub(crate) wrong: Vec<String>,
@@ -82,6 +84,7 @@ pub(crate) fn judge(history: impl BufRead) -> Verdict {
         let what = format!("{} keys were not read back, such as {first}", missing.len());
         judge.verdict.wrong.push(what);
     }
+    judge.verdict.keys = judge.keys.iter().filter(|key| key.acknowledged).count() as u64;
     judge.verdict.read_back =
         judge.keys.iter().filter(|key| key.acknowledged && key.read_back).count() as u64;
     judge.verdict.unknown +=

@@ -5,22 +5,18 @@
 //! depends on the machine as well. `THRIFTY_TORTURE_KILLS`, `_KEYS` and `_SEED` choose the size and
 //! the seed. The history is kept, for this judge and others (`README.md`).
 
-mod history;
-mod judge;
-mod network;
-mod work;
+pub(crate) mod history;
+pub(crate) mod judge;
+pub(crate) mod work;
 
-use crate::rig::{Node, Rig};
+use crate::rig::{Network, Node, Rig, setting};
 use history::History;
-use network::Network;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::BufReader;
+use std::fs;
 use std::ops::RangeInclusive;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use work::Work;
@@ -64,20 +60,15 @@ const DECK: [(Fault, usize); 6] = [
     (Fault::Cut, 2),
 ];
 
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(format!("THRIFTY_TORTURE_{name}")).map_or(default, |text| text.parse().unwrap())
-}
-
 #[test]
 fn torture_loses_no_acknowledged_write() {
-    let (kills, keys) = (setting("KILLS", 50), setting("KEYS", 5_000));
-    let seed = setting("SEED", rand::random_range(0..1_000_000));
+    let (kills, keys) = (setting("TORTURE_KILLS").unwrap_or(50), setting("TORTURE_KEYS").unwrap_or(5_000));
+    let seed = setting("TORTURE_SEED").unwrap_or_else(|| rand::random_range(0..1_000_000));
     println!("torture: seed {seed}, {kills} kills, {keys} keys");
     let begun = Instant::now();
     let network = Network::make(*NODES.end());
     let rig = Rig::new();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("torture");
-    let history = Arc::new(History::new(&folder, &format!("{kills}-kills-{keys}-keys.jsonl")));
+    let history = Arc::new(History::new("torture", &format!("{kills}-kills-{keys}-keys.jsonl")));
     println!("its history: {}", history.path().display());
     history.note(&format!("seed {seed}"));
 
@@ -103,10 +94,7 @@ fn torture_loses_no_acknowledged_write() {
     // The members live on until all is read.
     let Torture { work, kills, done, members: _members, .. } = torture;
     let acknowledged = work.acknowledged();
-    work.read_back(&rig, &places);
-    history.flush();
-
-    let verdict = judge::judge(BufReader::new(File::open(history.path()).unwrap()));
+    let verdict = work.judged(&rig, &places);
     println!(
         "{kills} kills, {acknowledged} unique keys in {} s; {done:?}; {verdict:#?}",
         begun.elapsed().as_secs()

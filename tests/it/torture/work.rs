@@ -2,6 +2,9 @@
 
 use crate::rig::{PATIENCE, Rig, until};
 use crate::torture::history::{History, Op};
+use crate::torture::judge::{Verdict, judge};
+use std::fs::File;
+use std::io::BufReader;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -95,9 +98,29 @@ impl Work {
         until(&format!("{keys} unique keys are written"), || (self.acknowledged() >= keys).then_some(()));
     }
 
+    /// Lets so many more be written each second from now on.
+    pub(crate) fn wants_each_second(&mut self, rig: &Rig, keys: u64) {
+        let shared = self.shared.clone();
+        self.tasks.push(rig.runtime().spawn(async move {
+            let mut second_tenth = tokio::time::interval(Duration::from_millis(100));
+            while !shared.stop.load(Ordering::Relaxed) {
+                second_tenth.tick().await;
+                shared.wanted.fetch_add(keys / 10, Ordering::Relaxed);
+            }
+        }));
+    }
+
+    /// Ends all, reads every key that was ever written, and holds the history against the promise.
+    pub(crate) fn judged(self, rig: &Rig, seeds: &[String]) -> Verdict {
+        let history = self.shared.history.clone();
+        self.read_back(rig, seeds);
+        history.flush();
+        judge(BufReader::new(File::open(history.path()).unwrap()))
+    }
+
     /// Ends all, and reads every key that was ever written, at QUORUM. What can't be read within
     /// the patience of a test is missing in the history.
-    pub(crate) fn read_back(mut self, rig: &Rig, seeds: &[String]) {
+    fn read_back(mut self, rig: &Rig, seeds: &[String]) {
         self.shared.stop.store(true, Ordering::Relaxed);
         for task in self.tasks.drain(..) {
             rig.wait(task).unwrap();

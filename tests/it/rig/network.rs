@@ -9,21 +9,32 @@
 
 use std::fs;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What the names of everything start with, before the process id.
+/// What the names of namespaces start with, before the process id.
 const PREFIX: &str = "torture";
 
 /// The port that every node listens on.
 const PORT: u16 = 9900;
 
+/// The addresses that are reserved for test rigs (RFC 2544), and how many networks of 16 they make.
+const RESERVED: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+const NETWORKS: u32 = 1 << 13;
+
+/// Networks that a process may have without meeting that of the next process.
+const PER_PROCESS: u32 = 4;
+
+/// Where in its network the tester is: beyond all nodes.
+const TESTER: usize = 13;
+
 /// The bridge and the namespaces, which go when this does.
 pub(crate) struct Network {
+    /// The process and the network's number in it.
     name: String,
-    /// The first three bytes of all addresses, out of the range that is reserved for test rigs
-    /// (RFC 2544).
-    subnet: String,
+    subnet: Ipv4Addr,
     places: usize,
 }
 
@@ -31,9 +42,11 @@ impl Network {
     /// A network with so many places. `None`, with a note, where that can't be had.
     pub(crate) fn make(places: usize) -> Option<Self> {
         remove_leftovers();
-        let pid = std::process::id();
-        let subnet = format!("198.{}.{}", 18 + (pid >> 8) % 2, pid % 256);
-        let network = Network { name: format!("{PREFIX}{pid}"), subnet, places };
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let (pid, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let number = pid.wrapping_mul(PER_PROCESS).wrapping_add(count) % NETWORKS;
+        let subnet = Ipv4Addr::from_bits(RESERVED.to_bits() + 16 * number);
+        let network = Network { name: format!("{pid}-{count}"), subnet, places };
         match network.set_up() {
             Ok(()) => Some(network),
             Err(why) => {
@@ -48,27 +61,31 @@ impl Network {
     }
 
     fn set_up(&self) -> Result<(), String> {
-        let (bridge, subnet) = (&self.name, &self.subnet);
+        let bridge = &self.bridge();
         ip(&format!("link add {bridge} type bridge"))?;
-        ip(&format!("addr add {subnet}.254/24 dev {bridge}"))?;
+        ip(&format!("addr add {}/28 dev {bridge}", self.ip(TESTER)))?;
         ip(&format!("link set {bridge} up"))?;
         for place in 0..self.places {
             let (space, link) = (self.namespace(place), self.link(place));
             ip(&format!("netns add {space}"))?;
             ip(&format!("link add {link} type veth peer name eth0 netns {space}"))?;
             ip(&format!("link set {link} master {bridge} up"))?;
-            ip(&format!("-n {space} addr add {}/24 dev eth0", self.ip(place)))?;
+            ip(&format!("-n {space} addr add {}/28 dev eth0", self.ip(place)))?;
             ip(&format!("-n {space} link set eth0 up"))?;
             ip(&format!("-n {space} link set lo up"))?;
             self.filter(place, "add table inet torture")?;
             self.filter(place, "add chain inet torture heard { type filter hook input priority 0; }")?;
+            self.filter(place, "add chain inet torture counted { type filter hook input priority 1; }")?;
+            let (first, last) = (self.ip(0), self.ip(self.places - 1));
+            let count = format!("add rule inet torture counted ip saddr {first}-{last} counter");
+            self.filter(place, &count)?;
         }
         Ok(())
     }
 
     /// The network namespace of a place.
     pub(crate) fn namespace(&self, place: usize) -> String {
-        format!("{}-{place}", self.name)
+        format!("{PREFIX}{}-{place}", self.name)
     }
 
     /// Where the node in a place listens.
@@ -89,16 +106,31 @@ impl Network {
         }
     }
 
-    fn ip(&self, place: usize) -> String {
-        format!("{}.{}", self.subnet, place + 1)
+    /// Bytes that the nodes have heard of each other so far, headers and all; what the tester says
+    /// to them does not count.
+    pub(crate) fn heard_bytes(&self) -> u64 {
+        let heard = |place| {
+            let told = self.filter(place, "list chain inet torture counted").unwrap();
+            let bytes = told.split_once(" bytes ").and_then(|(_, rest)| rest.split_whitespace().next());
+            bytes.unwrap().parse::<u64>().unwrap()
+        };
+        (0..self.places).map(heard).sum()
     }
 
-    /// The name of the tester's end of a place's cable: the system allows 15 bytes.
+    fn ip(&self, place: usize) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.subnet.to_bits() + place as u32 + 1)
+    }
+
+    /// The names of the bridge and of the tester's end of a place's cable: the system allows 15 bytes.
+    fn bridge(&self) -> String {
+        format!("t{}", self.name)
+    }
+
     fn link(&self, place: usize) -> String {
-        format!("t{}-{place}", self.name.trim_start_matches(PREFIX))
+        format!("t{}-{place}", self.name)
     }
 
-    fn filter(&self, place: usize, command: &str) -> Result<(), String> {
+    fn filter(&self, place: usize, command: &str) -> Result<String, String> {
         run("ip", &["netns", "exec", &self.namespace(place), "nft", command])
     }
 }
@@ -109,19 +141,20 @@ impl Drop for Network {
             // Its end of the cable goes with the namespace, and the other end with that.
             let _never_made = ip(&format!("netns del {}", self.namespace(place)));
         }
-        let _never_made = ip(&format!("link del {}", self.name));
+        let _never_made = ip(&format!("link del {}", self.bridge()));
     }
 }
 
-fn ip(arguments: &str) -> Result<(), String> {
+fn ip(arguments: &str) -> Result<String, String> {
     run("ip", &arguments.split(' ').collect::<Vec<_>>())
 }
 
-fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
+/// Runs a program to its end: what it printed, or what went wrong.
+fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let what = format!("`{program} {}`", arguments.join(" "));
     let output = Command::new(program).args(arguments).output().map_err(|e| format!("{what}: {e}"))?;
     match output.status.success() {
-        true => Ok(()),
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         false => Err(format!("{what}: {}", String::from_utf8_lossy(&output.stderr).trim())),
     }
 }
@@ -130,9 +163,10 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
 fn remove_leftovers() {
     let Ok(spaces) = fs::read_dir("/run/netns") else { return };
     for space in spaces.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
-        let Some((tester, _)) = space.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')) else {
+        let Some((network, _)) = space.strip_prefix(PREFIX).and_then(|rest| rest.rsplit_once('-')) else {
             continue;
         };
+        let tester = network.split_once('-').map_or(network, |(tester, _)| tester);
         if Path::new("/proc").join(tester).exists() {
             continue;
         }
@@ -142,6 +176,6 @@ fn remove_leftovers() {
             let _gone_already = run("kill", &["-9", pid]);
         }
         let _another_was_faster = ip(&format!("netns del {space}"));
-        let _another_was_faster = ip(&format!("link del {PREFIX}{tester}"));
+        let _another_was_faster = ip(&format!("link del t{network}"));
     }
 }
