@@ -1,20 +1,66 @@
 //! One request on its way: whom it is sent to, and when it is sent again.
 
 use super::Client;
+use super::routes::Node;
 use crate::core::node::Address;
 use crate::wire::channel::within;
+use crate::wire::status;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+/// The first pause before a request that was refused is sent again. Each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// The longest.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// What a request does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Op {
+    /// It changes nothing, so that it may be sent twice.
+    Read,
+    /// It may only be sent again if nothing was done.
+    Write,
+}
+
+/// What may be done after a try that failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Next {
+    /// Nothing: the caller has to know.
+    Nothing,
+    /// The node is to blame: another may be asked at once.
+    Another,
+    /// The ring can't do it now: another node may be asked after a pause.
+    Later,
+}
+
+fn after(status: &Status, op: Op) -> Next {
+    match op {
+        _ if never_sent(status) => Next::Another,
+        _ if retryable(status) => Next::Later,
+        Op::Read if made_here(status) => Next::Another,
+        Op::Read if passing(status.code()) => Next::Later,
+        _ => Next::Nothing,
+    }
+}
+
+/// What a node says of itself or of this time, and not of the request.
+fn passing(code: Code) -> bool {
+    use Code::{Aborted, Cancelled, DeadlineExceeded, Internal, Unavailable, Unknown};
+    matches!(code, Aborted | Cancelled | DeadlineExceeded | Internal | Unavailable | Unknown)
+}
+
 impl Client {
-    /// Sends a request to the key's coordinators in turn, then to anybody, for as long as nothing
-    /// was done and there is time.
+    /// Sends a request to the key's coordinators in turn, then to anybody, for as long as it may be
+    /// sent again and there is time.
     pub(super) async fn call<Q: Clone, A, F>(
         &self,
         key: &[u8],
+        op: Op,
         message: Q,
         send: impl Fn(Channel, Request<Q>) -> F,
     ) -> Result<A, Status>
@@ -26,78 +72,78 @@ impl Client {
             true => self.ring.any(self.turn.fetch_add(1, Ordering::Relaxed)),
             false => self.ring.coordinator(key),
         };
-        if self.ring.is_shunned(&first) {
-            let others = self.ring.route(key).into_iter().map(|address| self.ring.node(&address));
-            first = others.into_iter().find(|node| !self.ring.is_shunned(node)).unwrap_or(first);
+        if !self.ring.may_ask(&first) {
+            first = self.ring.another(key, std::slice::from_ref(&first.address)).unwrap_or(first);
         }
-        let time = self.config.timeout;
-        match within(time, send(first.channel(), self.request(message.clone(), time))).await {
-            Ok(response) => Ok(response.into_inner()),
-            Err(status) if never_sent(&status) => {
-                let others =
-                    self.ring.route(key).into_iter().filter(|address| *address != first.address).collect();
-                Box::pin(self.call_again(
-                    key,
-                    message,
-                    send,
-                    deadline,
-                    others,
-                    explained(status, &first.address),
-                ))
-                .await
+        // A node that hangs must not cost a read all its time. One that has too much to do has
+        // turned it away by then.
+        let patience = match op {
+            Op::Read => self.config.timeout * 3 / 4,
+            Op::Write => self.config.timeout,
+        };
+        let sent = send(first.channel(), self.request(message.clone(), self.config.timeout));
+        let status = match within(patience, sent).await {
+            Ok(response) => {
+                first.answered();
+                return Ok(response.into_inner());
             }
-            Err(status) if retryable(&status) => {
-                Box::pin(self.call_again(key, message, send, deadline, Vec::new(), status)).await
-            }
-            Err(status) => {
-                if timed_out_here(&status) {
-                    self.ring.shun(&first);
-                }
-                Err(explained(status, &first.address))
-            }
+            Err(status) => status,
+        };
+        self.ring.failed(&first, &status);
+        match after(&status, op) {
+            Next::Nothing => Err(explained(status, &first.address)),
+            next => Box::pin(self.call_again(key, op, message, send, deadline, (first, status, next))).await,
         }
     }
 
-    /// The rest of [`Client::call`] after a first try that did nothing and ended with `last`:
-    /// first `round` is asked, then everybody, again and again. It is boxed by its callers, so that
-    /// the usual future stays small.
+    /// The rest of [`Client::call`] after a first try that failed. Nobody is asked twice before all
+    /// others were. It is boxed by its caller, so that the usual future stays small.
     async fn call_again<Q: Clone, A, F>(
         &self,
         key: &[u8],
+        op: Op,
         message: Q,
         send: impl Fn(Channel, Request<Q>) -> F,
         deadline: Instant,
-        mut round: Vec<Address>,
-        mut last: Status,
+        (first, status, mut next): (Arc<Node>, Status, Next),
     ) -> Result<A, Status>
     where
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
-        let mut pause = Duration::from_millis(10);
+        let mut last = explained(status, &first.address);
+        let mut tried = vec![first.address.clone()];
+        let mut pause = FIRST_PAUSE;
         loop {
-            for address in &round {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
+            let mut another = self.ring.another(key, &tried);
+            if next == Next::Later || another.is_none() {
+                let pausing = pause.mul_f64(rand::random_range(0.5..1.5));
+                if Instant::now() + pausing >= deadline {
                     return Err(last);
                 }
-                let channel = self.ring.node(address).channel();
-                match within(left, send(channel, self.request(message.clone(), left))).await {
-                    Ok(response) => return Ok(response.into_inner()),
-                    Err(status) if never_sent(&status) => last = explained(status, address),
-                    Err(status) if retryable(&status) => {
-                        last = status;
-                        break;
-                    }
-                    Err(status) => return Err(explained(status, address)),
+                tokio::time::sleep(pausing).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                self.refreshed(deadline).await;
+                if another.is_none() {
+                    tried.clear();
                 }
+                another = self.ring.another(key, &tried);
             }
-            if Instant::now() + pause >= deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Some(node) = another.filter(|_| !left.is_zero()) else { return Err(last) };
+            let status = match within(left, send(node.channel(), self.request(message.clone(), left))).await {
+                Ok(response) => {
+                    node.answered();
+                    return Ok(response.into_inner());
+                }
+                Err(status) => status,
+            };
+            self.ring.failed(&node, &status);
+            next = after(&status, op);
+            last = explained(status, &node.address);
+            if next == Next::Nothing {
                 return Err(last);
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(200));
-            self.refreshed(deadline).await;
-            round = self.ring.route(key);
+            tried.push(node.address.clone());
         }
     }
 
@@ -119,31 +165,58 @@ impl Client {
 
 /// The connection could not even be made.
 pub(super) fn never_sent(status: &Status) -> bool {
-    crate::wire::status::never_connected(status)
+    status::never_connected(status)
+}
+
+/// This side says so, not a node: there was no answer.
+pub(super) fn made_here(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
 }
 
 /// No answer came in time: this side says so, not a node.
-fn timed_out_here(status: &Status) -> bool {
-    let made_here = std::error::Error::source(status).is_some();
-    made_here && matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
+pub(super) fn timed_out_here(status: &Status) -> bool {
+    made_here(status) && status::ran_out_of_time(status)
 }
 
 /// A status that this side made, because no answer came, says in words of its own who gave none.
 fn explained(status: Status, address: &Address) -> Status {
-    if std::error::Error::source(&status).is_none() {
+    if !made_here(&status) {
         return status;
     }
     if never_sent(&status) {
-        return crate::wire::status::unavailable(format!("can't connect to {address}"));
+        return status::unavailable(format!("can't connect to {address}"));
     }
-    let message = match status.code() {
-        Code::Cancelled | Code::DeadlineExceeded => format!("{address} did not answer in time"),
-        _ => format!("the connection to {address} broke"),
-    };
-    Status::new(status.code(), message)
+    match timed_out_here(&status) {
+        true => Status::new(status.code(), format!("{address} did not answer in time")),
+        false => Status::new(Code::Unavailable, format!("the connection to {address} broke")),
+    }
 }
 
 /// The server says that nothing was done.
 pub(super) fn retryable(status: &Status) -> bool {
-    status.code() == Code::Unavailable && crate::wire::status::nothing_done(status)
+    status.code() == Code::Unavailable && status::nothing_done(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn only_what_changes_nothing_is_sent_twice() {
+        let broken = Status::from_error(io::Error::from(io::ErrorKind::ConnectionReset).into());
+        let cases = [
+            (broken, Next::Another, Next::Nothing),
+            (status::unavailable("no quorum"), Next::Later, Next::Later),
+            (status::unknown(Code::Aborted, "lost a race"), Next::Later, Next::Nothing),
+            (Status::internal("a broken disk"), Next::Later, Next::Nothing),
+            (status::exhausted("too much to do"), Next::Nothing, Next::Nothing),
+            (Status::invalid_argument("no key"), Next::Nothing, Next::Nothing),
+            (Status::not_found("no such key"), Next::Nothing, Next::Nothing),
+        ];
+        for (status, read, write) in cases {
+            assert_eq!(after(&status, Op::Read), read, "{status:?}");
+            assert_eq!(after(&status, Op::Write), write, "{status:?}");
+        }
+    }
 }

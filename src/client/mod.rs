@@ -6,15 +6,18 @@
 //! a newer layout waits for that same fetch, for no longer than it has time. If the owner can't be
 //! reached at all, any other node is as good, since every node forwards.
 //!
-//! A node that let a request run out of time is shunned for a few seconds, so that one that hangs
-//! costs each client one request and not a share of all.
+//! A node that let a request run out of time is shunned for a few seconds, and one that could not be
+//! reached for a short time that grows with each failure; then one request finds out whether it is
+//! back. So a node that hangs or is gone costs each client one request and not a share of all.
 //!
-//! What is safe to try again is tried again here: a request of which nothing was done. A request
-//! whose outcome is unknown is handed back as such ([`ClientError::OutcomeUnknown`]): sending it
-//! again would make a second version of one request, and only the caller knows whether it minds.
+//! What is safe to try again is tried again here, with another node first, and within the caller's
+//! time: a request of which nothing was done, and any read. A write whose outcome is unknown is
+//! handed back as such ([`ClientError::OutcomeUnknown`]): sending it again would make a second
+//! version of one request, and only the caller knows whether it minds.
 
 mod calls;
 mod routes;
+mod shun;
 
 use crate::core::layout::{Kind, Layout};
 use crate::core::node::{Address, NodeId};
@@ -28,7 +31,7 @@ use crate::wire::store::store_client::StoreClient;
 use crate::wire::store::{DeleteRequest, GetRequest, Options, PutRequest};
 use crate::wire::{MAX_MESSAGE_BYTES, convert};
 use bytes::Bytes;
-use calls::{never_sent, retryable};
+use calls::{Op, never_sent, retryable};
 use routes::{Refresher, Ring, fetch_layout};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -247,8 +250,10 @@ impl Client {
             content_type,
             ttl_ms: ttl.map(Ttl::as_ms),
         };
-        let response = self
-            .call(&key, request, |channel, request| async move { store(channel).put(request).await })
+        let response =
+            self.call(&key, Op::Write, request, |channel, request| async move {
+                store(channel).put(request).await
+            })
             .await?;
         self.seen(response.epoch);
         Ok(Written {
@@ -261,8 +266,10 @@ impl Client {
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Found>, ClientError> {
         let key = key.into();
         let request = GetRequest { key: key.clone(), options: self.options() };
-        let result = self
-            .call(&key, request, |channel, request| async move { store(channel).get(request).await })
+        let result =
+            self.call(&key, Op::Read, request, |channel, request| async move {
+                store(channel).get(request).await
+            })
             .await;
         match result {
             Ok(response) => {
@@ -284,8 +291,10 @@ impl Client {
     pub async fn delete(&self, key: impl Into<Bytes>) -> Result<Written, ClientError> {
         let key = key.into();
         let request = DeleteRequest { key: key.clone(), options: self.options() };
-        let response = self
-            .call(&key, request, |channel, request| async move { store(channel).delete(request).await })
+        let response =
+            self.call(&key, Op::Write, request, |channel, request| async move {
+                store(channel).delete(request).await
+            })
             .await?;
         self.seen(response.epoch);
         Ok(Written {

@@ -1,7 +1,9 @@
 //! What a client knows of its ring: the layout, the way to each node, and how to learn of a newer
 //! layout.
 
+use super::calls::{made_here, timed_out_here};
 use super::location;
+use super::shun::Shun;
 use crate::core::layout::{Layout, Phase};
 use crate::core::node::Address;
 use crate::wire::channel;
@@ -18,10 +20,6 @@ use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-/// For how long a node that let a request run out of time is asked only if no other is left: about
-/// what the ring itself takes to see that it hangs.
-const SHUN_MS: u64 = 3_000;
-
 /// How long one node may take to give the layout.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -29,24 +27,32 @@ pub(super) struct Node {
     pub(super) address: Address,
     channels: Vec<Channel>,
     next: AtomicUsize,
-    /// Until when it is shunned, in milliseconds since [`Ring::started`].
-    shunned_until: AtomicU64,
+    /// The bits of a [`Shun`], in milliseconds since [`Ring::started`].
+    shun: AtomicU64,
 }
 
 impl Node {
     fn new(address: &Address, connections: usize) -> Self {
         let channels = (0..connections.max(1)).map(|_| channel::lazy(address)).collect();
-        Node {
-            address: address.clone(),
-            channels,
-            next: AtomicUsize::new(0),
-            shunned_until: AtomicU64::new(0),
-        }
+        Node { address: address.clone(), channels, next: AtomicUsize::new(0), shun: AtomicU64::new(0) }
     }
 
     pub(super) fn channel(&self) -> Channel {
         let at = self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len();
         self.channels[at].clone()
+    }
+
+    /// It is there: whatever was held against it is forgotten.
+    pub(super) fn answered(&self) {
+        if self.shun.load(Ordering::Relaxed) != 0 {
+            self.shun.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Has what is held against it become something else; `None` leaves it as it is.
+    fn judge(&self, change: impl Fn(Shun) -> Option<Shun>) -> bool {
+        let change = |bits| change(Shun::from_bits(bits)).map(Shun::bits);
+        self.shun.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).is_ok()
     }
 }
 
@@ -141,7 +147,7 @@ impl Ring {
     }
 
     /// Everybody who takes a request for a key: its coordinators, then all others.
-    pub(super) fn route(&self, key: &[u8]) -> Vec<Address> {
+    fn route(&self, key: &[u8]) -> Vec<Address> {
         let layout = self.layout();
         let owners = layout.coordinators(layout.segment(key)).into_iter();
         let mut all: Vec<Address> =
@@ -154,26 +160,45 @@ impl Ring {
         all
     }
 
+    /// Whom a request for a key goes to that was sent to these before: somebody new, and one who is
+    /// not shunned if there is one.
+    pub(super) fn another(&self, key: &[u8], tried: &[Address]) -> Option<Arc<Node>> {
+        let others = self.route(key).into_iter().filter(|address| !tried.contains(address));
+        let others: Vec<Arc<Node>> = others.map(|address| self.node(&address)).collect();
+        others.iter().find(|node| self.may_ask(node)).or(others.first()).cloned()
+    }
+
     fn elapsed_ms(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
 
-    pub(super) fn shun(&self, node: &Node) {
-        node.shunned_until.store(self.elapsed_ms() + SHUN_MS, Ordering::Relaxed);
+    /// A node gave no good answer: if it gave none at all, it is shunned.
+    pub(super) fn failed(&self, node: &Node, status: &Status) {
+        if !made_here(status) {
+            return node.answered();
+        }
+        let (now, silent) = (self.elapsed_ms(), timed_out_here(status));
+        node.judge(|shun| Some(if silent { shun.was_silent(now) } else { shun.failed(now) }));
     }
 
-    pub(super) fn is_shunned(&self, node: &Node) -> bool {
-        let until = node.shunned_until.load(Ordering::Relaxed);
-        until > 0 && self.elapsed_ms() < until
+    /// Whether a node may be asked: it is not shunned, or it is time to see whether it is back.
+    pub(super) fn may_ask(&self, node: &Node) -> bool {
+        node.shun.load(Ordering::Relaxed) == 0 || node.judge(|shun| shun.asked(self.elapsed_ms()))
     }
 
     /// Fetches a layout of at least this epoch from the first node that has it. It may be the one
     /// that is known: where a member has moved to another address, the layout then says so.
     async fn fetch(&self, epoch: u64) {
-        for address in self.addresses() {
-            match fetch_layout(&self.node(&address).channel(), epoch.saturating_sub(1)).await {
-                Ok(Some(layout)) if layout.epoch >= epoch => return self.routes.store(Routes::new(layout)),
-                Ok(_) | Err(_) => {}
+        let nodes = self.addresses().into_iter().map(|address| self.node(&address));
+        let (good, shunned): (Vec<_>, Vec<_>) = nodes.partition(|node| self.may_ask(node));
+        for node in good.into_iter().chain(shunned) {
+            match fetch_layout(&node.channel(), epoch.saturating_sub(1)).await {
+                Ok(Some(layout)) if layout.epoch >= epoch => {
+                    node.answered();
+                    return self.routes.store(Routes::new(layout));
+                }
+                Ok(_) => node.answered(),
+                Err(status) => self.failed(&node, &status),
             }
         }
     }

@@ -102,16 +102,26 @@ pub fn nothing_done(status: &Status) -> bool {
     detail::<RetryInfo>(status, RETRY_INFO).is_some()
 }
 
-/// Whether the request never left, because no connection could be made.
-pub fn never_connected(status: &Status) -> bool {
+/// Whether something of this kind is behind a status.
+fn caused_by<E: std::error::Error + 'static>(status: &Status) -> bool {
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
+        if error.is::<E>() {
             return true;
         }
         cause = error.source();
     }
     false
+}
+
+/// Whether the request never left, because no connection could be made.
+pub fn never_connected(status: &Status) -> bool {
+    caused_by::<tonic::ConnectError>(status)
+}
+
+/// Whether this side gave up waiting.
+pub fn ran_out_of_time(status: &Status) -> bool {
+    caused_by::<tonic::TimeoutExpired>(status) || caused_by::<tokio::time::error::Elapsed>(status)
 }
 
 #[cfg(test)]

@@ -1,9 +1,21 @@
 //! What the Rust client does behind its caller's back, and how long it keeps him waiting.
 
-use crate::rig::{Rig, addresses, until};
+use crate::rig::{Node, Rig, addresses, until};
+use futures_util::future::join_all;
 use std::net::TcpListener;
+use std::pin::pin;
 use std::time::{Duration, Instant};
-use thrifty::client::{ClientConfig, ClientError};
+use thrifty::client::{Client, ClientConfig, ClientError};
+
+/// Some keys whose requests go to this node first.
+fn keys_of(client: &Client, node: &Node<'_>, count: usize) -> Vec<String> {
+    let (layout, address) = (client.layout(), node.address());
+    let keys = (0..).map(|n| format!("key {n}")).filter(|key| {
+        let first = layout.coordinators(layout.segment(key.as_bytes()))[0];
+        layout.member(first).unwrap().address.as_str() == address
+    });
+    keys.take(count).collect()
+}
 
 #[test]
 fn who_was_answered_does_not_wait_for_a_newer_layout() {
@@ -36,14 +48,9 @@ fn a_request_ends_in_time_though_no_layout_comes() {
     drop(dead);
     rig.sees_down(&nodes[0].address(), &gone);
     // Of two owners one is down: the other says so at once, and that nothing was done.
-    let layout = client.layout();
-    let survivor = nodes[0].address();
-    let key = (0..).map(|n| format!("key {n}")).find(|key| {
-        let first = layout.coordinators(layout.segment(key.as_bytes()))[0];
-        layout.member(first).unwrap().address.as_str() == survivor
-    });
+    let key = keys_of(&client, &nodes[0], 1).remove(0);
     let began = Instant::now();
-    let refused = rig.wait(client.put(key.unwrap(), "value")).unwrap_err();
+    let refused = rig.wait(client.put(key, "value")).unwrap_err();
     // One address that never answers costs the fetch of a layout a second.
     assert!(began.elapsed() < Duration::from_millis(800), "{:?} for {refused}", began.elapsed());
 }
@@ -57,4 +64,46 @@ fn a_write_that_reached_nobody_did_nothing() {
     nodes[0].kill();
     let refused = rig.wait(client.put("a", "apple")).unwrap_err();
     assert!(matches!(refused, ClientError::Unavailable(_)), "{refused:?}");
+}
+
+#[test]
+fn a_read_on_a_connection_that_breaks_is_sent_to_another_node() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(3);
+    let client = rig.client(&addresses(&nodes));
+    let (keys, elsewhere) = (keys_of(&client, &nodes[0], 40), keys_of(&client, &nodes[1], 1).remove(0));
+    rig.wait(join_all(keys.iter().map(|key| client.put(key.clone(), "apple"))));
+    // What is asked of it now is on its way when it dies.
+    nodes[0].signal("STOP");
+    rig.wait(async {
+        let (read, written) = keys.split_at(20);
+        let reads = join_all(read.iter().map(|key| client.get(key.clone())));
+        let writes = join_all(written.iter().map(|key| client.put(key.clone(), "pear")));
+        let mut both = pin!(futures_util::future::join(reads, writes));
+        for _ in 0..20 {
+            tokio::select! {
+                _ = &mut both => panic!("a node that hangs has answered"),
+                // Those before it were sent when this one was answered.
+                found = client.get(elsewhere.clone()) => assert!(found.unwrap().is_none()),
+            }
+        }
+        nodes[0].kill();
+        let (reads, writes) = both.await;
+        reads.into_iter().for_each(|found| assert_eq!(found.unwrap().unwrap().value, "apple"));
+        for written in writes.into_iter().filter_map(Result::err) {
+            assert!(matches!(written, ClientError::OutcomeUnknown(_)), "{written:?}");
+            assert!(written.to_string().contains("broke"), "{written}");
+        }
+    });
+}
+
+#[test]
+fn a_read_is_not_lost_to_a_node_that_hangs() {
+    let rig = Rig::new();
+    let nodes = rig.ring_of(3);
+    let client = rig.client(&addresses(&nodes));
+    let key = keys_of(&client, &nodes[0], 1).remove(0);
+    rig.wait(client.put(key.clone(), "apple")).unwrap();
+    nodes[0].signal("STOP");
+    assert_eq!(rig.wait(client.get(key)).unwrap().unwrap().value, "apple");
 }
