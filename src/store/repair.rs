@@ -6,8 +6,8 @@
 //! way looks like a difference and is pulled for nothing, which harms nobody, since writes are
 //! merged.
 //!
-//! It runs every ten seconds, and soon after this node has come to a new Stable layout or has met an
-//! owner again that was away. Each node only pulls: what it has and others lack is their
+//! It runs every ten seconds, and soon after this node has come to a new Stable layout or is back among
+//! owners it was apart from. Each node only pulls: what it has and others lack is their
 //! business, so that there is one direction to get right.
 
 use super::Store;
@@ -98,9 +98,15 @@ struct Reasons {
 }
 
 impl Reasons {
-    /// Whether time is up, the layout is new, or somebody is back.
+    /// Whether time is up, the layout is new, or this node was apart from most others and is no more.
+    /// Where others were apart, they go first, and by the next time they have caught up: until then
+    /// everything that they lack would look as if this node lacked it.
     fn due(&mut self, layout: &Layout, away: BTreeSet<NodeId>, now: Duration) -> bool {
-        let back = self.away.iter().any(|id| layout.is_member(*id) && !away.contains(id));
+        let met_again = self.away.iter().any(|id| layout.is_member(*id) && !away.contains(id));
+        let back = met_again && 2 * self.away.len() >= layout.members.len();
+        if met_again && !back {
+            self.compared(now);
+        }
         // At a collecting layout owners forget, one a moment before the other.
         let new = layout.epoch != self.epoch && !layout.collects();
         self.away = away;
@@ -288,5 +294,29 @@ impl Round<'_> {
             }
         }
         Ok(lists)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::layout::tests::ring_of;
+
+    #[test]
+    fn who_was_apart_catches_up_first() {
+        let layout = ring_of(3, 3, 4);
+        let ids: Vec<NodeId> = layout.ids().collect();
+        let at = Duration::from_secs;
+        let away = |ids: &[NodeId]| ids.iter().copied().collect::<BTreeSet<_>>();
+        let mut reasons = Reasons::default();
+        assert!(reasons.due(&layout, away(&[]), at(0)), "it has only begun");
+        reasons.compared(at(0));
+        assert!(!reasons.due(&layout, away(&ids[1..]), at(1)), "it is alone");
+        assert!(reasons.due(&layout, away(&[]), at(2)), "it is back");
+        reasons.compared(at(2));
+        assert!(!reasons.due(&layout, away(&ids[2..]), at(3)), "another is gone");
+        assert!(!reasons.due(&layout, away(&[]), at(12)), "which has some time to catch up");
+        assert!(!reasons.due(&layout, away(&[]), at(21)));
+        assert!(reasons.due(&layout, away(&[]), at(22)));
     }
 }
