@@ -102,9 +102,9 @@ impl Work {
     pub(crate) fn wants_each_second(&mut self, rig: &Rig, keys: u64) {
         let shared = self.shared.clone();
         self.tasks.push(rig.runtime().spawn(async move {
-            let mut second_tenth = tokio::time::interval(Duration::from_millis(100));
+            let mut tenth_of_a_second = tokio::time::interval(Duration::from_millis(100));
             while !shared.stop.load(Ordering::Relaxed) {
-                second_tenth.tick().await;
+                tenth_of_a_second.tick().await;
                 shared.wanted.fetch_add(keys / 10, Ordering::Relaxed);
             }
         }));
