@@ -4,7 +4,8 @@
 //! pulled pages are refused well before: while less than [`RESERVE_BYTES`] is free. The space is
 //! looked at before the first request, before each batch and each page (asking takes about as long
 //! as a system call, and each of them is followed by a sync), and each second, so that who waits
-//! for room finds out.
+//! for room finds out. They are accepted again when a tenth more is free, so that a disk at the
+//! brink doesn't have them accepted and refused in turn with each compaction.
 
 use super::commit::AnyEngine;
 use crate::replica::Replica;
@@ -16,6 +17,9 @@ use crate::storage::StorageError;
 /// write their new tables before they delete the old ones, some 300 MiB where four flushed memtables
 /// are merged into the level below.
 pub const RESERVE_BYTES: u64 = 512 << 20;
+
+/// And accepted again when so much is free.
+pub const ROOM_AGAIN_BYTES: u64 = RESERVE_BYTES / 10 * 11;
 
 /// Tells how many bytes are free where the data is.
 pub type FreeSpace = Box<dyn Fn() -> Result<u64, StorageError> + Send + Sync>;
@@ -34,7 +38,8 @@ impl Room {
     /// Looks, and has the replica refuse or accept accordingly.
     pub fn look(&self, replica: &Replica<AnyEngine>) {
         let Some(free_space) = &self.free_space else { return };
-        let full = free_space().is_ok_and(|bytes| bytes < RESERVE_BYTES);
+        let enough = if replica.is_full() { ROOM_AGAIN_BYTES } else { RESERVE_BYTES };
+        let full = free_space().is_ok_and(|bytes| bytes < enough);
         match (replica.set_full(full), full) {
             (false, true) => {
                 tracing::error!(target: "thrifty::news", "the disk is nearly full: writes are refused until there is room")
@@ -82,9 +87,13 @@ mod tests {
             answer.await.unwrap()
         };
         assert_eq!(write(1).await, Answer::NoSpace);
+        free.store(ROOM_AGAIN_BYTES - 1, Ordering::Relaxed);
+        assert_eq!(write(2).await, Answer::NoSpace, "not at the first byte");
+        free.store(ROOM_AGAIN_BYTES, Ordering::Relaxed);
+        assert!(matches!(write(3).await, Answer::Accepted(_)));
         free.store(RESERVE_BYTES, Ordering::Relaxed);
-        assert!(matches!(write(2).await, Answer::Accepted(_)));
+        assert!(matches!(write(4).await, Answer::Accepted(_)), "nor refused before the reserve");
         free.store(RESERVE_BYTES - 1, Ordering::Relaxed);
-        assert_eq!(write(3).await, Answer::NoSpace);
+        assert_eq!(write(5).await, Answer::NoSpace);
     }
 }
