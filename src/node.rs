@@ -20,7 +20,7 @@ use crate::location::{Boxed, Departure, Location, LocationConfig, LocationError,
 use crate::store::{Store, commit::AnyEngine, room::FreeSpace};
 use crate::wire::DESCRIPTORS;
 pub use door::Listener;
-use guard::Guard;
+use guard::{Budgets, Guard};
 use health::Health;
 use std::sync::Arc;
 use std::time::Duration;
@@ -187,6 +187,8 @@ async fn serve(
     let budget = store.as_ref().map(|store| store.budget().clone());
     #[cfg(not(feature = "store"))]
     let budget = None;
+    let budgets = Budgets::new(budget);
+    let incoming = door::incoming(listener, budgets.clone());
     let serve = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -195,7 +197,7 @@ async fn serve(
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .accept_http1(cfg!(feature = "gateway"))
-        .serve_with_incoming_shutdown(Guard::new(routes, budget), door::incoming(listener), async {
+        .serve_with_incoming_shutdown(Guard::new(routes, budgets), incoming, async {
             let _told_or_dropped = stopped.await;
         });
     let mut server = tokio::spawn(serve);

@@ -19,9 +19,11 @@
 use crate::core::record::MAX_VALUE_BYTES;
 use crate::core::ttl::Ttl;
 use crate::store::Store;
+use crate::wire::budget::Held;
 use crate::wire::convert;
 use crate::wire::status;
 use crate::wire::store::{Consistency, DeleteRequest, GetRequest, GetResponse, Options, PutRequest};
+use axum::Extension;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
@@ -92,14 +94,16 @@ fn ttl_ms(query: &HashMap<String, String>) -> Result<Option<u64>, Failed> {
 
 type Asked = (State<Store>, Path<String>, Query<HashMap<String, String>>);
 
-async fn read((State(store), Path(key), Query(query)): Asked) -> Result<Response, Failed> {
+async fn read(
+    (State(store), Path(key), Query(query)): Asked,
+    held: Option<Extension<Arc<Held>>>,
+) -> Result<Response, Failed> {
     let request = GetRequest { key: key.into(), options: options(&query)? };
     let found = store.get(request, TIMEOUT).await.map_err(Failed)?;
-    let held = store.budget().hold(found.value.len()).map_err(Failed)?;
-    let mut response = self::found(found);
-    // Until it has left; see the node's guard.
-    response.extensions_mut().insert(Arc::new(held));
-    Ok(response)
+    if let Some(Extension(held)) = held {
+        held.grow(found.value.len()).map_err(Failed)?;
+    }
+    Ok(self::found(found))
 }
 
 /// The answer with a value.

@@ -3,6 +3,7 @@
 //! Whoever can reach the port can open connections; none of them may cost the node the files that
 //! its storage and its links to other nodes need, and none may stay without a word.
 
+use super::guard::Budgets;
 use crate::news;
 use futures_util::Stream;
 use std::io::{self, ErrorKind, IoSlice};
@@ -14,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
 /// Connections at once, at the most: far more than a ring and its clients need.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -48,25 +49,28 @@ pub trait Listener: Send + 'static {
     /// What they travel on.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
-    /// Waits for the next one; with it comes between which addresses it is.
-    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, TcpConnectInfo)>> + Send;
+    /// Waits for the next one.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
 }
 
 impl Listener for TcpListener {
     type Stream = TcpStream;
 
-    async fn accept(&self) -> io::Result<(TcpStream, TcpConnectInfo)> {
+    async fn accept(&self) -> io::Result<TcpStream> {
         let (stream, _) = TcpListener::accept(self).await?;
         // Without it small answers wait; with a connection that broke already it doesn't matter.
         let _broken_already = stream.set_nodelay(true);
-        let ends = stream.connect_info();
-        Ok((stream, ends))
+        Ok(stream)
     }
 }
 
-/// The connections that come in on a listener, for as long as there is a place for each.
-pub(super) fn incoming<L: Listener>(listener: L) -> impl Stream<Item = io::Result<Guest<L::Stream>>> {
-    let door = Door::new(listener, max_connections(), GREETING);
+/// The connections that come in on a listener, for as long as there is a place for each. Each brings
+/// its share of the budgets.
+pub(super) fn incoming<L: Listener>(
+    listener: L,
+    budgets: Arc<Budgets>,
+) -> impl Stream<Item = io::Result<Guest<L::Stream>>> {
+    let door = Door::new(listener, budgets, max_connections(), GREETING);
     futures_util::stream::unfold(door, |mut door| async move {
         let guest = door.next().await;
         Some((Ok(guest), door))
@@ -75,6 +79,7 @@ pub(super) fn incoming<L: Listener>(listener: L) -> impl Stream<Item = io::Resul
 
 struct Door<L> {
     listener: L,
+    budgets: Arc<Budgets>,
     places: Arc<Semaphore>,
     most: usize,
     greeting: Duration,
@@ -83,16 +88,16 @@ struct Door<L> {
 }
 
 impl<L: Listener> Door<L> {
-    fn new(listener: L, most: usize, greeting: Duration) -> Self {
+    fn new(listener: L, budgets: Arc<Budgets>, most: usize, greeting: Duration) -> Self {
         let places = Arc::new(Semaphore::new(most));
-        Door { listener, places, most, greeting, turned_away: 0, said: None }
+        Door { listener, budgets, places, most, greeting, turned_away: 0, said: None }
     }
 
     async fn next(&mut self) -> Guest<L::Stream> {
         loop {
             match self.listener.accept().await {
-                Ok((stream, ends)) => match self.places.clone().try_acquire_owned() {
-                    Ok(place) => return Guest::new(stream, ends, place, self.greeting),
+                Ok(stream) => match self.places.clone().try_acquire_owned() {
+                    Ok(place) => return Guest::new(stream, self.budgets.share(), place, self.greeting),
                     // Dropped, and so closed, at once.
                     Err(_full) => self.turn_away(),
                 },
@@ -120,7 +125,7 @@ impl<L: Listener> Door<L> {
 /// A connection that was let in; its place is free again when this ends.
 pub(super) struct Guest<S> {
     stream: S,
-    ends: TcpConnectInfo,
+    budgets: Arc<Budgets>,
     /// Until it has said what it speaks.
     silence: Option<Silence>,
     _place: OwnedSemaphorePermit,
@@ -132,17 +137,17 @@ struct Silence {
 }
 
 impl<S> Guest<S> {
-    fn new(stream: S, ends: TcpConnectInfo, place: OwnedSemaphorePermit, greeting: Duration) -> Self {
+    fn new(stream: S, budgets: Arc<Budgets>, place: OwnedSemaphorePermit, greeting: Duration) -> Self {
         let silence = Silence { heard: 0, end: Box::pin(tokio::time::sleep(greeting)) };
-        Guest { stream, ends, silence: Some(silence), _place: place }
+        Guest { stream, budgets, silence: Some(silence), _place: place }
     }
 }
 
 impl<S> Connected for Guest<S> {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Arc<Budgets>;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.ends.clone()
+    fn connect_info(&self) -> Arc<Budgets> {
+        self.budgets.clone()
     }
 }
 
@@ -216,7 +221,7 @@ mod tests {
     async fn door(most: usize, greeting: Duration) -> (Door<TcpListener>, SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        (Door::new(listener, most, greeting), address)
+        (Door::new(listener, Budgets::new(None), most, greeting), address)
     }
 
     #[test]
@@ -226,7 +231,7 @@ mod tests {
             let _first_outside = TcpStream::connect(address).await.unwrap();
             let first = door.next().await;
             let mut second = TcpStream::connect(address).await.unwrap();
-            let third = tokio::select! {
+            let mut third = tokio::select! {
                 _ = door.next() => panic!("there is one place only"),
                 read = second.read_u8() => {
                     assert!(read.is_err(), "closed");
@@ -234,8 +239,9 @@ mod tests {
                     TcpStream::connect(address).await.unwrap()
                 }
             };
-            let guest = door.next().await;
-            assert_eq!(guest.connect_info().remote_addr(), Some(third.local_addr().unwrap()));
+            let mut guest = door.next().await;
+            third.write_all(b"3").await.unwrap();
+            assert_eq!(guest.read_u8().await.unwrap(), b'3');
         });
     }
 

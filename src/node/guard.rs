@@ -3,7 +3,9 @@
 //! It stands before all services, so that a message is counted while it arrives and not only once
 //! it is decoded. A gRPC message is handed on when all of it is there: the decoder takes as much
 //! memory as a message says that it has, and five bytes are enough to say that it has megabytes.
-//! Nodes have a budget of their own, so that clients can't keep them from talking.
+//! Nodes have a budget of their own, so that clients can't keep them from talking. A message and its
+//! answer count until the answer has left; and no connection has more than its share, so that one
+//! whose other end doesn't read leaves something to the others.
 
 use crate::wire::budget::{Budget, Held};
 use crate::wire::{MAX_MESSAGE_BYTES, status};
@@ -24,6 +26,15 @@ const CLIENTS: usize = 64 << 20;
 /// What those of other nodes may take, apart from their links, which bound themselves.
 const PEERS: usize = 64 << 20;
 
+/// The part of either that one connection may have.
+const SHARES: usize = 8;
+
+/// Links of other nodes: more than the largest ring has to one node.
+const LINKS: usize = 1024;
+
+/// And on one connection. There is one; after it failed another one may begin before it is gone.
+const LINKS_OF_ONE: usize = 4;
+
 /// What a request counts beside its message: its stream, its headers, its task.
 const REQUEST: usize = 4 << 10;
 
@@ -33,19 +44,55 @@ const ARRIVAL: Duration = Duration::from_secs(12);
 /// The stream between two nodes lives as long as they do.
 const LINK: &str = "/thrifty.store.v1.StorePeer/Link";
 
-/// A service with a guard before it.
+/// What a node's requests may take, or those of one connection.
+#[derive(Debug)]
+pub(super) struct Budgets {
+    clients: Arc<Budget>,
+    peers: Arc<Budget>,
+    /// Not in bytes, but counted.
+    links: Arc<Budget>,
+}
+
+impl Budgets {
+    /// Those of a node, with the one that a store has for its clients.
+    pub(super) fn new(clients: Option<Arc<Budget>>) -> Arc<Self> {
+        let clients = clients.unwrap_or_else(|| Budget::new(CLIENTS));
+        Arc::new(Budgets { clients, peers: Budget::new(PEERS), links: Budget::new(LINKS) })
+    }
+
+    /// Those of another connection.
+    pub(super) fn share(&self) -> Arc<Self> {
+        let share = |budget: &Arc<Budget>| budget.share(budget.most() / SHARES);
+        Arc::new(Budgets {
+            clients: share(&self.clients),
+            peers: share(&self.peers),
+            links: self.links.share(LINKS_OF_ONE),
+        })
+    }
+
+    /// What a request has to hold while it is under way.
+    fn hold(&self, path: &str, announced: usize) -> Result<Held, Status> {
+        if path == LINK {
+            return self.links.hold(1);
+        }
+        let of_a_peer = path.split('/').nth(1).is_some_and(|service| service.ends_with("Peer"));
+        let budget = if of_a_peer { &self.peers } else { &self.clients };
+        budget.hold(announced.saturating_add(REQUEST))
+    }
+}
+
+/// A service with a guard before it. What a request holds is among its extensions, for whoever
+/// makes a large answer.
 #[derive(Clone)]
 pub(super) struct Guard<S> {
     inner: S,
-    clients: Arc<Budget>,
-    peers: Arc<Budget>,
+    all: Arc<Budgets>,
 }
 
 impl<S> Guard<S> {
-    /// Guards a service, with the budget that a store's clients have.
-    pub(super) fn new(inner: S, clients: Option<Arc<Budget>>) -> Self {
-        let clients = clients.unwrap_or_else(|| Budget::new(CLIENTS));
-        Guard { inner, clients, peers: Budget::new(PEERS) }
+    /// Guards a service. A request of a connection that brings no share has a part of all.
+    pub(super) fn new(inner: S, all: Arc<Budgets>) -> Self {
+        Guard { inner, all }
     }
 }
 
@@ -63,31 +110,26 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
-        if path == LINK {
-            return Box::pin(self.inner.call(request));
-        }
-        let of_a_peer = path.split('/').nth(1).is_some_and(|service| service.ends_with("Peer"));
-        let budget = if of_a_peer { &self.peers } else { &self.clients };
+        let budgets = request.extensions().get::<Arc<Budgets>>().unwrap_or(&self.all);
         let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX / 2);
-        let held = match budget.hold(announced.saturating_add(REQUEST)) {
-            Ok(held) => held,
+        let held = match budgets.hold(path, announced) {
+            Ok(held) => Arc::new(held),
             Err(status) => {
                 let refused = refused(&request, &status);
                 return Box::pin(std::future::ready(Ok(refused)));
             }
         };
         let gathering = is_grpc(&request).then(Vec::new);
-        let arriving = |body| Arriving { body, held, announced, gathering, timed: true, late: None };
+        let arrival = (path != LINK).then_some(Arrival { announced, gathering, timed: true, late: None });
+        request.extensions_mut().insert(held.clone());
+        let arriving = |body| Counted { body, held: held.clone(), arrival };
         let request = request.map(|body| Body::new(arriving(body)));
         let answered = self.inner.call(request);
         Box::pin(async move {
-            let mut response = answered.await?;
-            Ok(match response.extensions_mut().remove::<Arc<Held>>() {
-                Some(held) => response.map(|body| Body::new(Leaving { body, _held: held })),
-                None => response,
-            })
+            let response = answered.await?;
+            Ok(response.map(|body| Body::new(Counted { body, held, arrival: None })))
         })
     }
 }
@@ -116,10 +158,16 @@ fn refused(request: &Request<Body>, status: &Status) -> Response<Body> {
     response
 }
 
-/// A message on its way in.
-struct Arriving {
+/// A message or an answer, which holds what is counted for both.
+struct Counted {
     body: Body,
-    held: Held,
+    held: Arc<Held>,
+    /// Of a message on its way in.
+    arrival: Option<Arrival>,
+}
+
+/// How far a message is.
+struct Arrival {
     /// Bytes that were counted before they came.
     announced: usize,
     /// What is there of a gRPC message; `None` once that was handed on, and in plain HTTP.
@@ -130,11 +178,11 @@ struct Arriving {
     late: Option<Pin<Box<Sleep>>>,
 }
 
-impl Arriving {
-    fn count(&mut self, bytes: usize) -> Result<(), Status> {
+impl Arrival {
+    fn count(&mut self, bytes: usize, held: &Held) -> Result<(), Status> {
         let known = bytes.min(self.announced);
         self.announced -= known;
-        self.held.grow(bytes - known)
+        held.grow(bytes - known)
     }
 
     /// Takes in some of a message. What may be handed on by now, if it is anything.
@@ -152,25 +200,22 @@ impl Arriving {
         (self.gathering, self.timed) = (None, false);
         Some(whole)
     }
-}
 
-impl HttpBody for Arriving {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
+    /// The next that may be handed on of a message that comes in.
+    fn poll(
+        &mut self,
+        body: &mut Body,
+        held: &Held,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = &mut *self;
         loop {
-            match Pin::new(&mut this.body).poll_frame(context) {
+            match Pin::new(&mut *body).poll_frame(context) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => {
-                        if let Err(status) = this.count(data.len()) {
+                        if let Err(status) = self.count(data.len(), held) {
                             return Poll::Ready(Some(Err(status)));
                         }
-                        if let Some(data) = this.take_in(data) {
+                        if let Some(data) = self.take_in(data) {
                             return Poll::Ready(Some(Ok(Frame::data(data))));
                         }
                     }
@@ -179,12 +224,12 @@ impl HttpBody for Arriving {
                 Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(status))),
                 // A message without its end, which the decoder refuses.
                 Poll::Ready(None) => {
-                    let rest = this.gathering.take().filter(|rest| !rest.is_empty());
+                    let rest = self.gathering.take().filter(|rest| !rest.is_empty());
                     return Poll::Ready(rest.map(|rest| Ok(Frame::data(rest.into()))));
                 }
-                Poll::Pending if !this.timed => return Poll::Pending,
+                Poll::Pending if !self.timed => return Poll::Pending,
                 Poll::Pending => {
-                    let late = this.late.get_or_insert_with(|| Box::pin(tokio::time::sleep(ARRIVAL)));
+                    let late = self.late.get_or_insert_with(|| Box::pin(tokio::time::sleep(ARRIVAL)));
                     if late.as_mut().poll(context).is_ready() {
                         let late = "the request did not arrive in time; nothing was done";
                         return Poll::Ready(Some(Err(status::unavailable(late))));
@@ -194,23 +239,9 @@ impl HttpBody for Arriving {
             }
         }
     }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream() && self.gathering.as_ref().is_none_or(Vec::is_empty)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
-/// An answer on its way out.
-struct Leaving {
-    body: Body,
-    _held: Arc<Held>,
-}
-
-impl HttpBody for Leaving {
+impl HttpBody for Counted {
     type Data = Bytes;
     type Error = Status;
 
@@ -218,11 +249,16 @@ impl HttpBody for Leaving {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let Counted { body, held, arrival } = &mut *self;
+        match arrival {
+            Some(arrival) => arrival.poll(body, held, context),
+            None => Pin::new(body).poll_frame(context),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        let gathering = self.arrival.as_ref().and_then(|arrival| arrival.gathering.as_ref());
+        self.body.is_end_stream() && gathering.is_none_or(Vec::is_empty)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -234,36 +270,54 @@ impl HttpBody for Leaving {
 mod tests {
     use super::*;
 
-    fn arriving(budget: &Arc<Budget>) -> Arriving {
-        let (body, held) = (Body::empty(), budget.hold(0).unwrap());
-        Arriving { body, held, announced: 0, gathering: Some(Vec::new()), timed: true, late: None }
+    fn arriving(announced: usize) -> Arrival {
+        Arrival { announced, gathering: Some(Vec::new()), timed: true, late: None }
     }
 
     #[test]
     fn a_message_is_handed_on_when_all_of_it_is_there() {
-        let budget = Budget::new(100);
         let whole = Bytes::from_static(&[0, 0, 0, 0, 2, 7, 8]);
-        assert_eq!(arriving(&budget).take_in(whole.clone()), Some(whole.clone()));
-        let mut drops = arriving(&budget);
+        assert_eq!(arriving(0).take_in(whole.clone()), Some(whole.clone()));
+        let mut drops = arriving(0);
         for at in 0..6 {
             assert_eq!(drops.take_in(whole.slice(at..=at)), None);
         }
-        assert!(!drops.is_end_stream(), "something is left to hand on");
+        let held = Arc::new(Budget::new(0).hold(0).unwrap());
+        let mut counted = Counted { body: Body::empty(), held, arrival: Some(drops) };
+        assert!(!counted.is_end_stream(), "something is left to hand on");
+        let drops = counted.arrival.as_mut().unwrap();
         assert_eq!(drops.take_in(whole.slice(6..)), Some(whole));
         let next = Bytes::from_static(&[0]);
         assert_eq!(drops.take_in(next.clone()), Some(next), "of a stream only the first is gathered");
         let huge = Bytes::from_static(&[0, 255, 0, 0, 0]);
-        assert_eq!(arriving(&budget).take_in(huge.clone()), Some(huge), "it is refused at once");
+        assert_eq!(arriving(0).take_in(huge.clone()), Some(huge), "it is refused at once");
     }
 
     #[test]
     fn bytes_are_counted_once_though_they_were_announced() {
         let budget = Budget::new(100);
-        let mut message = Arriving { announced: 60, held: budget.hold(60).unwrap(), ..arriving(&budget) };
-        message.count(50).unwrap();
-        message.count(50).unwrap();
-        assert!(message.count(1).is_err());
-        drop(message);
+        let (mut message, held) = (arriving(60), budget.hold(60).unwrap());
+        message.count(50, &held).unwrap();
+        message.count(50, &held).unwrap();
+        assert!(message.count(1, &held).is_err());
+        drop(held);
         assert!(budget.hold(100).is_ok());
+    }
+
+    #[test]
+    fn a_connection_has_a_share_and_few_links() {
+        let all = Budgets::new(Some(Budget::new(SHARES * 2 * REQUEST)));
+        let (one, other) = (all.share(), all.share());
+        for (path, most) in [("/thrifty.store.v1.Store/Put", 2), (LINK, LINKS_OF_ONE)] {
+            let held: Vec<_> = (0..most).map(|_| one.hold(path, 0).unwrap()).collect();
+            assert!(one.hold(path, 0).is_err(), "{path}");
+            other.hold(path, 0).unwrap();
+            drop(held);
+            one.hold(path, 0).unwrap();
+        }
+        let clients: Vec<_> = (0..SHARES).map(|_| all.share()).collect();
+        let _all_of_it: Vec<_> = clients.iter().map(|one| one.clients.hold(2 * REQUEST).unwrap()).collect();
+        assert!(other.hold("/v1/kv/a", 0).is_err());
+        other.hold("/thrifty.location.v1.LocationPeer/Gossip", 0).unwrap();
     }
 }

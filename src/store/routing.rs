@@ -60,7 +60,8 @@ fn reads(request: &forwarded_request::Request) -> bool {
     matches!(request, forwarded_request::Request::Get(_))
 }
 
-/// What a request takes of the budget while it is worked on.
+/// What a request that another node passed on takes of the budget. The node's guard has counted
+/// those of clients.
 fn weight(request: &forwarded_request::Request) -> usize {
     let value = match request {
         forwarded_request::Request::Put(put) => put.value.len(),
@@ -128,7 +129,6 @@ impl Store {
     ) -> Result<answer::Answer, Status> {
         check(&request)?;
         let _taken_in = self.0.admission.take_in()?;
-        let _held = self.0.budget.hold(weight(&request))?;
         let deadline = Instant::now() + timeout;
         loop {
             let layout = self.layout()?;

@@ -8,6 +8,7 @@ use crate::core::node::NodeId;
 use crate::core::replica_request::{Answer, Ask};
 use crate::core::token::Segment;
 use crate::replica::Request as ReplicaRequest;
+use crate::wire::budget::Held;
 use crate::wire::convert::{self, Malformed};
 use crate::wire::store::store_peer_server::{StorePeer, StorePeerServer};
 use crate::wire::store::store_server::{Store as StoreApi, StoreServer};
@@ -83,12 +84,12 @@ impl StoreApi for Service {
 
     async fn get(&self, request: Request<pb::GetRequest>) -> Result<Response<pb::GetResponse>, Status> {
         let timeout = timeout(&request);
+        let held = request.extensions().get::<Arc<Held>>().cloned();
         let found = self.store.get(request.into_inner(), timeout).await?;
-        let held = self.store.budget().hold(found.value.len())?;
-        let mut response = Response::new(found);
-        // Until it has left; see the node's guard.
-        response.extensions_mut().insert(Arc::new(held));
-        Ok(response)
+        if let Some(held) = held {
+            held.grow(found.value.len())?;
+        }
+        Ok(Response::new(found))
     }
 
     async fn delete(

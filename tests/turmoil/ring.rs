@@ -19,7 +19,6 @@ use thrifty::storage::memory::MemoryEngine;
 use thrifty::storage::vault::MemoryVault;
 use thrifty::wire::channel::{self, Stream};
 use tokio::sync::mpsc;
-use tonic::transport::server::TcpConnectInfo;
 use turmoil::net::{TcpListener, TcpStream};
 
 const PORT: u16 = 9900;
@@ -47,10 +46,8 @@ struct Simulated(TcpListener);
 impl Listener for Simulated {
     type Stream = TcpStream;
 
-    async fn accept(&self) -> io::Result<(TcpStream, TcpConnectInfo)> {
-        let (stream, remote) = self.0.accept().await?;
-        let ends = TcpConnectInfo { local_addr: stream.local_addr().ok(), remote_addr: Some(remote) };
-        Ok((stream, ends))
+    async fn accept(&self) -> io::Result<TcpStream> {
+        Ok(self.0.accept().await?.0)
     }
 }
 
