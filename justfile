@@ -76,3 +76,7 @@ dist:
 # A ring of three against one node and against a server that does nothing.
 compare:
     bash benches/compare.sh
+
+# Ten times what a ring can serve: `just overload 3`.
+overload nodes="3" seconds="15":
+    bash benches/overload.sh {{nodes}} {{seconds}}

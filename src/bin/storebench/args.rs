@@ -14,6 +14,7 @@ Examples:
   storebench mix --rate 20000 --seconds 60        20,000 requests a second on a fixed schedule, half of
                                                   them reads, and how long each of them took
   storebench put --json > put.json                for programs
+  storebench overload                             many more callers than the ring can serve, for a while
 
 The ceiling to compare with, on the same machine:
   storebench null --listen 127.0.0.1:9990 &
@@ -44,6 +45,9 @@ pub(crate) enum Command {
         #[arg(long, value_name = "PART", default_value = "0.5", value_parser = ratio)]
         read_ratio: f64,
     },
+    /// Ask for far more than the ring can do, and see what is answered in time and how soon all is well
+    #[command(after_help = "Example:\n  storebench overload --crowd 20000 --timeout 2")]
+    Overload(Overload),
     /// Serve the same protocol and do nothing: what the client could do at the most
     #[command(after_help = "Example:\n  storebench null --listen 127.0.0.1:9990")]
     Null(Null),
@@ -110,6 +114,26 @@ pub(crate) struct Load {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Three phases of --seconds each: --callers in a closed loop, whose rate is the peak; then a crowd;
+/// then --callers as before. What is answered within --timeout is good.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Overload {
+    #[command(flatten)]
+    pub(crate) load: Load,
+
+    /// Which part of the requests are reads, 0 to 1
+    #[arg(long, value_name = "PART", default_value = "0", value_parser = ratio)]
+    pub(crate) read_ratio: f64,
+
+    /// How many requests of the crowd are under way at once, at the most
+    #[arg(long, value_name = "N", default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) crowd: u32,
+
+    /// The crowd starts so many times the peak, at the most
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) times: u32,
 }
 
 /// The server that does nothing.

@@ -5,6 +5,8 @@
 //! and a latency counts from when its request was due, not from when a caller was free to send it:
 //! a ring that stalls can't hide that by being asked less (coordinated omission).
 //!
+//! `storebench overload` first finds out what a ring can do and then asks it for much more.
+//!
 //! `storebench null` is a server of the same protocol that does nothing. What the same client gets
 //! out of it is the ceiling to compare with.
 
@@ -14,8 +16,11 @@ mod common;
 
 mod args;
 mod caller;
+mod crowd;
+mod frames;
 mod load;
 mod null;
+mod overload;
 mod progress;
 mod random;
 mod report;
@@ -36,6 +41,9 @@ fn main() -> ExitCode {
         Command::Get(load) => common::run(TOOL, load.threads, load::run(load, Mode::Get)),
         Command::Mix { load, read_ratio } => {
             common::run(TOOL, load.threads, load::run(load, Mode::Mix { read_ratio }))
+        }
+        Command::Overload(overload) => {
+            common::run(TOOL, overload.load.threads, overload::run(overload.clone()))
         }
         Command::Null(null) => common::run(TOOL, null.threads, null::serve(null)),
     }

@@ -63,6 +63,11 @@ impl Tally {
         all
     }
 
+    /// How many requests were answered well.
+    pub(crate) fn answered(&self) -> u64 {
+        self.reads.len() + self.writes.len()
+    }
+
     /// How many requests failed.
     pub(crate) fn failures(&self) -> u64 {
         self.errors.iter().sum()
