@@ -80,3 +80,7 @@ compare:
 # Ten times what a ring can serve: `just overload 3`.
 overload nodes="3" seconds="15":
     bash benches/overload.sh {{nodes}} {{seconds}}
+
+# What good clients keep of their rate under each kind of abuse.
+abuse:
+    cargo test --release --test it abuse::good_clients -- --ignored --nocapture

@@ -4,6 +4,7 @@
 use crate::rig::{Node, Rig};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use thrifty::client::Client;
 
@@ -12,6 +13,7 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 /// What a node may grow by in any of these stories: far less than what is sent at it, or than what
@@ -184,4 +186,163 @@ fn many_that_say_nothing() {
     let grown = resident(&nodes[0]).saturating_sub(before);
     println!("{} idle connections: {} KiB each", idle.len(), (grown >> 10) / many as u64);
     assert!(grown < (many as u64) * (64 << 10), "{grown} bytes");
+}
+
+#[test]
+fn answers_that_nobody_reads() {
+    let rig = Rig::new();
+    let nodes = rig.ring_of(1);
+    let (client, big) = (good_client(&rig, &nodes[0]), vec![b'x'; 1 << 20]);
+    rig.wait(client.put("big", big)).unwrap();
+    let mut block = vec![0x82, 0x86];
+    for (name, value) in [(":path", "/v1/kv/big"), (":authority", "127.0.0.1")] {
+        block.extend([0, name.len() as u8]);
+        block.extend(name.bytes());
+        block.push(value.len() as u8);
+        block.extend(value.bytes());
+    }
+    // More than all requests may take, on one connection that takes nothing of an answer.
+    let many = 400;
+    let mut stream = TcpStream::connect(nodes[0].address()).unwrap();
+    stream.set_read_timeout(Some(crate::rig::PATIENCE)).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    stream.write_all(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).unwrap();
+    for number in 0..many {
+        stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, number * 2 + 1, &block)).unwrap();
+    }
+    let mut answered = 0;
+    while answered < many {
+        let mut start = [0; 9];
+        stream.read_exact(&mut start).unwrap();
+        let length = u32::from_be_bytes([0, start[0], start[1], start[2]]);
+        stream.read_exact(&mut vec![0; length as usize]).unwrap();
+        answered += u32::from(start[3] == HEADERS);
+    }
+    answers(&rig, &client);
+    assert_eq!(rig.wait(client.get("big")).unwrap().unwrap().value.len(), 1 << 20);
+}
+
+/// How long good clients are watched before and during each kind of abuse.
+const WATCHED: Duration = Duration::from_secs(6);
+
+/// Their requests per second, all together: well below what a node can do, so that what is missing
+/// was taken by the abuse.
+const PACE: u32 = 1000;
+
+/// How many requests of good clients were answered well in [`WATCHED`], and the slowest of the
+/// fastest 99 of 100. They start on a schedule, one after the other of [`PACE`] per second.
+fn watched(rig: &Rig, node: &Node<'_>) -> (u32, Duration) {
+    let client = std::sync::Arc::new(good_client(rig, node));
+    rig.wait(async {
+        let (start, count) = (tokio::time::Instant::now(), PACE * WATCHED.as_secs() as u32);
+        let mut all = tokio::task::JoinSet::new();
+        for number in 0..count {
+            let due = start + number * (Duration::from_secs(1) / PACE);
+            tokio::time::sleep_until(due).await;
+            let client = client.clone();
+            all.spawn(async move {
+                let done = client.put(format!("good/{}", number % 100), "client").await;
+                done.is_ok().then(|| due.elapsed())
+            });
+        }
+        let mut times: Vec<Duration> = all.join_all().await.into_iter().flatten().collect();
+        times.sort_unstable();
+        let slow = times.get(times.len() * 99 / 100).copied().unwrap_or(Duration::MAX);
+        (times.len() as u32, slow)
+    })
+}
+
+/// Does the same harm again and again, on one connection after the other, until it is told to stop.
+/// It leaves the processors to others for as long as it used them.
+fn harm(address: &str, stop: &AtomicBool, next: &dyn Fn(u32) -> Vec<u8>) -> (u64, u64) {
+    let (mut sent, mut connections) = (0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(mut stream) = TcpStream::connect(address) else { continue };
+        stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+        connections += 1;
+        if stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").is_err() {
+            continue;
+        }
+        let mut number = 0;
+        let mut batch = frame(SETTINGS, 0, 0, &[]);
+        while !stop.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            for _ in 0..64 {
+                batch.extend(next(number));
+                number += 1;
+            }
+            if stream.write_all(&batch).is_err() || !drained(&mut stream) {
+                break;
+            }
+            sent += 64;
+            batch.clear();
+            std::thread::sleep(began.elapsed().max(Duration::from_millis(1)));
+        }
+    }
+    (sent, connections)
+}
+
+#[test]
+#[ignore = "it measures, for which the machine has to be quiet: just abuse"]
+fn good_clients_keep_their_rate() {
+    let rig = Rig::new();
+    let nodes = rig.ring_of(1);
+    let (node, block) = (&nodes[0], headers());
+    let mut endless = vec![0, 1, b'x', 127, 0x81, 0x1f];
+    endless.resize(endless.len() + 4096, b'y');
+    let rapid_reset = |number: u32| {
+        let stream = number * 2 + 1;
+        let mut both = frame(HEADERS, END_HEADERS, stream, &block);
+        both.extend(frame(RST_STREAM, 0, stream, &8u32.to_be_bytes()));
+        both
+    };
+    let endless_headers = |number: u32| match number {
+        0 => frame(HEADERS, 0, 1, &block),
+        _ => frame(CONTINUATION, 0, 1, &endless),
+    };
+    let empty_data = |number: u32| match number {
+        0 => frame(HEADERS, END_HEADERS, 1, &block),
+        _ => frame(DATA, 0, 1, &[]),
+    };
+    let slow_drip = |number: u32| {
+        let stream = number % 1000 * 2 + 1;
+        match number / 1000 {
+            0 => frame(HEADERS, END_HEADERS, stream, &block),
+            1 => frame(DATA, 0, stream, &[0, 0, 0x10, 0, 0, 1]),
+            _ => frame(DATA, 0, stream, b"x"),
+        }
+    };
+    let kinds: [(&str, &(dyn Fn(u32) -> Vec<u8> + Sync)); 4] = [
+        ("rapid reset", &rapid_reset),
+        ("endless headers", &endless_headers),
+        ("empty data", &empty_data),
+        ("slow drip", &slow_drip),
+    ];
+    let (before, usual) = watched(&rig, node);
+    println!("alone: {before} of {PACE} a second for {WATCHED:?}, 99 of 100 within {usual:?}");
+    let mut held = true;
+    let mut judge = |kind: &str, (good, slow): (u32, Duration), what: String| {
+        let ratio = f64::from(good) / f64::from(before);
+        held &= ratio >= 0.9;
+        println!(
+            "{kind}: good clients keep {ratio:.3}, 99 of 100 within {slow:?} ({what}, {} MiB)",
+            resident(node) >> 20
+        );
+    };
+    for (kind, next) in kinds {
+        let (stop, address) = (AtomicBool::new(false), node.address());
+        let (seen, (sent, connections)) = std::thread::scope(|scope| {
+            let harming = scope.spawn(|| harm(&address, &stop, next));
+            let seen = watched(&rig, node);
+            stop.store(true, Ordering::Relaxed);
+            (seen, harming.join().unwrap())
+        });
+        judge(kind, seen, format!("{sent} sent on {connections} connections"));
+    }
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1024);
+    let many = 5000.min(files / 2);
+    let idle: Vec<_> = (0..many).map(|_| begin(node)).collect();
+    judge("idle connections", watched(&rig, node), format!("{} of them", idle.len()));
+    println!("abuse: {}", if held { "HELD" } else { "NOT HELD" });
+    assert!(held, "good clients keep less than 0.9 of their rate");
 }
