@@ -252,9 +252,12 @@ fn watched(rig: &Rig, node: &Node<'_>) -> (u32, Duration) {
     })
 }
 
+/// The frames that do some harm, by their number on a connection.
+type Harm<'a> = &'a (dyn Fn(u32) -> Vec<u8> + Sync);
+
 /// Does the same harm again and again, on one connection after the other, until it is told to stop.
 /// It leaves the processors to others for as long as it used them.
-fn harm(address: &str, stop: &AtomicBool, next: &dyn Fn(u32) -> Vec<u8>) -> (u64, u64) {
+fn harm(address: &str, stop: &AtomicBool, next: Harm<'_>) -> (u64, u64) {
     let (mut sent, mut connections) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
         let Ok(mut stream) = TcpStream::connect(address) else { continue };
@@ -312,7 +315,7 @@ fn good_clients_keep_their_rate() {
             _ => frame(DATA, 0, stream, b"x"),
         }
     };
-    let kinds: [(&str, &(dyn Fn(u32) -> Vec<u8> + Sync)); 4] = [
+    let kinds: [(&str, Harm<'_>); 4] = [
         ("rapid reset", &rapid_reset),
         ("endless headers", &endless_headers),
         ("empty data", &empty_data),
