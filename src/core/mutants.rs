@@ -101,6 +101,10 @@ pub enum Mutant {
     ForgottenAtAnyLayout,
     /// Both.
     CollectedBeforeAllInstalled,
+    /// A record that has expired by the first owner's clock is collected, whatever the others' show.
+    ExpiredByOneClock,
+    /// A record that is pulled, or taken in when owners compare, loses its expiry.
+    ExpiryDropped,
     /// The disk engine says that it has synced, and hasn't.
     EngineSyncSkipped,
     /// The folders that a new disk engine makes are not synced.
@@ -131,7 +135,7 @@ impl Mutant {
     }
 
     /// Those that the simulator has to find.
-    pub const SIMULATED: [Mutant; 29] = [
+    pub const SIMULATED: [Mutant; 36] = [
         Mutant::UnfencedWrites,
         Mutant::UnfencedReads,
         Mutant::SnapshotBeforeInstall,
@@ -161,6 +165,13 @@ impl Mutant {
         Mutant::RemovedByOne,
         Mutant::VotesForPastEpochs,
         Mutant::DifferencesOverlooked,
+        Mutant::LateAfterCollection,
+        Mutant::CollectedUnconfirmed,
+        Mutant::ExpiredByOneClock,
+        Mutant::ExpiryDropped,
+        Mutant::LeftoversMerged,
+        Mutant::LatePagesMerged,
+        Mutant::SendersClockIgnored,
     ];
 
     /// Those that only a disk can show which forgets what was not synced.

@@ -354,6 +354,9 @@ impl<E: Engine> Replica<E> {
         let entry = |(key, record): (Bytes, Record)| Entry { slot, token: Token::of(&key), key, record };
         let mut entries: Vec<Entry> = page.records.into_iter().map(entry).collect();
         entries.retain(|entry| entry.record.value.is_some() || !planted(Mutant::TombstonesNotPulled));
+        if planted(Mutant::ExpiryDropped) {
+            entries.iter_mut().for_each(|entry| entry.record.expires_at_ms = None);
+        }
         self.merge(&entries)?;
         Ok(())
     }
@@ -372,6 +375,7 @@ impl<E: Engine> Replica<E> {
             let slot = self.slot_at(&layout, epoch, segment)?;
             let held = |(key, version): &(Bytes, Version)| {
                 let record = self.engine.get(slot, key)?;
+                let now_ms = if planted(Mutant::ExpiredByOneClock) { u64::MAX } else { now_ms };
                 let held = record.is_some_and(|r| r.version == *version && r.visible(now_ms).is_none());
                 Ok(held || planted(Mutant::CollectedUnconfirmed))
             };

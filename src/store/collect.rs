@@ -1,234 +1,157 @@
 //! Forgetting what was deleted or has expired, when that can't come back: see
 //! [`core::collection`](crate::core::collection) for why.
 //!
-//! Now and then each node looks through the segments of which it is the first owner, at one Stable
-//! epoch, asks all other owners which of the dead records they hold too, and reports that there is
-//! something to collect. It waits, with the list in memory, for the claimant to have a collecting
-//! layout chosen; when all members have installed that one, it has all owners forget what is on the list.
-//!
-//! At any trouble, and at any other change of the ring, the list is thrown away: next time it is made
-//! anew. Owners that were told and owners that were not then differ until they compare themselves,
-//! and what some have forgotten is back with all.
+//! What is asked and what follows from the answers is decided there, by the [`Collector`]; here it is
+//! started now and then, given time, and its questions are sent.
 
 use super::Store;
-use super::handoff::{self, Clients};
+use super::handoff::{self, Client, Clients};
+use crate::core::collection::{Answer, Ask, Collector, Dead};
 use crate::core::layout::{Layout, Phase};
 use crate::core::node::{Liveness, NodeId};
-use crate::core::record::{Record, Version};
+use crate::core::record::Record;
 use crate::core::token::{Epoch, Segment};
 use crate::news;
 use crate::wire::convert::{self, id_bytes};
 use crate::wire::store::{ConfirmGarbageRequest, ForgetGarbageRequest, Garbage};
 use bytes::Bytes;
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Request, Status};
 
-/// How often a node looks whether there is something to do.
+/// How often a node looks whether there is something to do, and how long it waits before it asks again.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Bytes a second that a node reads to find what is dead, so that its clients hardly notice.
 const BYTES_PER_SECOND: f64 = 64e6;
 
-/// What one call may carry, and what a list may take in memory: the rest is for the next time.
-const CALL_BYTES: usize = 256 << 10;
-const LIST_BYTES: usize = 16 << 20;
-
-/// What a record on a list costs beside its key.
-const DEAD_BYTES: usize = 64;
-
 /// How long a call may take, an fsync included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often the members are asked, a [`LOOK`] apart, whether they have installed a collecting layout.
-const TRIES: usize = 10;
-
-type Dead = Vec<(Bytes, Version)>;
-
-/// What all owners were found to hold.
-struct Found {
-    layout: Arc<Layout>,
-    dead: BTreeMap<Segment, Dead>,
-}
 
 /// Looks and collects again and again, for as long as the node runs.
 pub(super) async fn run(store: Store) {
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut found, mut looked): (Option<Found>, _) = (None, Instant::now());
+    let (mut collector, mut looked): (Option<Collector>, _) = (None, Instant::now());
     loop {
         tick.tick().await;
         let Some(layout) = store.location().layout() else { continue };
-        let before =
-            |found: &mut Found| (found.layout.ring, found.layout.epoch) != (layout.ring, layout.epoch);
-        if let Some(found) = found.take_if(before) {
-            match drop_all(&store, &layout, found).await {
-                Ok(0) => {}
-                Ok(keys) => news!("forgot {keys} keys that were deleted or have expired"),
-                Err(status) => tracing::debug!(%status, "collecting was given up"),
+        if let Some(waiting) = &mut collector {
+            waiting.installed(layout);
+            carry_on(&store, waiting).await;
+        } else {
+            let up = |id| store.location().liveness(id) == Liveness::Up;
+            let due = looked.elapsed() >= store.location().collect_every();
+            if !due || layout.phase != Phase::Stable || !layout.ids().all(up) {
+                continue;
             }
-            continue;
-        }
-        let up = |id| store.location().liveness(id) == Liveness::Up;
-        let due = looked.elapsed() >= store.location().collect_every();
-        if found.is_none() && due && layout.phase == Phase::Stable && layout.ids().all(up) {
-            match look(&store, &layout).await {
-                Ok(dead) if dead.is_empty() => {}
-                Ok(dead) => {
-                    store.0.garbage_at.store(layout.epoch, Ordering::Release);
-                    found = Some(Found { layout, dead });
-                }
-                Err(status) => tracing::debug!(%status, "looking for what can be collected was given up"),
-            }
+            carry_on(&store, collector.insert(Collector::look(store.location().me(), layout))).await;
             looked = Instant::now();
         }
+        if let Some(found) = collector.as_ref().filter(|collector| collector.has_found()) {
+            store.0.garbage_at.store(found.layout().epoch, Ordering::Release);
+        } else if let Some(keys) = collector.take_if(|c| c.forgotten().is_some()).and_then(|c| c.forgotten())
+            && keys > 0
+        {
+            news!("forgot {keys} keys that were deleted or have expired");
+        }
     }
 }
 
-/// What all owners hold, of what is dead in the segments of which this node is the first owner.
-async fn look(store: &Store, layout: &Arc<Layout>) -> Result<BTreeMap<Segment, Dead>, Status> {
-    let me = store.location().me();
-    let (mut found, mut bytes) = (BTreeMap::new(), 0);
+/// Has all questions answered, until there are no more.
+async fn carry_on(store: &Store, collector: &mut Collector) {
     let mut clients = Clients::default();
-    for segment in layout.segments.all().filter(|s| layout.current_owners(*s).next() == Some(me)) {
-        let mut after = None;
-        while bytes < LIST_BYTES {
-            let began = Instant::now();
-            let page = handoff::snapshot(store, layout.epoch, segment, after).await?;
-            let Some((last, _)) = page.records.last() else { break };
-            after = Some(last.clone());
-            let size =
-                |(key, record): &(Bytes, Record)| key.len() + record.value.as_ref().map_or(0, Bytes::len);
-            let read: usize = page.records.iter().map(size).sum();
-            let now = super::wall_ms();
-            let dead = page.records.into_iter().filter(|(_, record)| record.visible(now).is_none());
-            let dead: Dead = dead.map(|(key, record)| (key, record.version)).collect();
-            for some in batches(dead) {
-                let held = confirmed(store, layout, &mut clients, segment, some).await?;
-                bytes += held.iter().map(cost).sum::<usize>();
-                if !held.is_empty() {
-                    found.entry(segment).or_insert_with(Vec::new).extend(held);
+    loop {
+        let layout = collector.layout();
+        let asked = collector.asks().into_iter().map(|ask| {
+            let client = match &ask {
+                Ask::Confirm(node, ..) | Ask::Installed(node) | Ask::Forget(node, ..) => {
+                    clients.of(store, *node)
                 }
-            }
-            tokio::time::sleep_until(began + Duration::from_secs_f64(read as f64 / BYTES_PER_SECOND)).await;
+                Ask::Page(..) => Err(Status::internal("a question to this very node")),
+            };
+            answer(store, layout, client, ask)
+        });
+        let asked: Vec<_> = asked.collect();
+        if asked.is_empty() {
+            return;
+        }
+        let answers = futures_util::future::join_all(asked).await;
+        let failed = answers.contains(&Answer::Failed);
+        collector.answered(answers);
+        if failed {
+            tokio::time::sleep(LOOK).await;
         }
     }
-    Ok(found)
 }
 
-fn cost((key, _): &(Bytes, Version)) -> usize {
-    key.len() + DEAD_BYTES
-}
-
-/// Lists that fit a call.
-fn batches(dead: Dead) -> Vec<Dead> {
-    let (mut batches, mut room): (Vec<Dead>, usize) = (Vec::new(), 0);
-    for one in dead {
-        match batches.last_mut() {
-            Some(last) if cost(&one) <= room => {
-                room -= cost(&one);
-                last.push(one);
-            }
-            _ => {
-                room = CALL_BYTES - cost(&one);
-                batches.push(vec![one]);
-            }
+/// What becomes of one question.
+async fn answer(store: &Store, layout: &Layout, client: Result<Client, Status>, ask: Ask) -> Answer {
+    let answer = match ask {
+        Ask::Page(segment, after) => page(store, layout, segment, after).await,
+        Ask::Confirm(owner, segment, dead) => confirm(store, layout, client, owner, segment, dead).await,
+        Ask::Installed(member) => forget(store, layout, client, member, None).await,
+        Ask::Forget(owner, segment, dead) => {
+            forget(store, layout, client, owner, Some(convert::garbage_to(segment, &dead))).await
         }
-    }
-    batches
+    };
+    answer.unwrap_or_else(|status| {
+        tracing::debug!(%status, "collecting met trouble");
+        Answer::Failed
+    })
 }
 
-/// Those of some dead records that every owner holds, this one included.
-async fn confirmed(
+/// A page of what this node holds, no faster than it should be read.
+async fn page(
     store: &Store,
     layout: &Layout,
-    clients: &mut Clients,
     segment: Segment,
-    mut dead: Dead,
-) -> Result<Dead, Status> {
+    after: Option<Bytes>,
+) -> Result<Answer, Status> {
+    let began = Instant::now();
+    let page = handoff::snapshot(store, layout.epoch, segment, after).await?;
+    let size = |(key, record): &(Bytes, Record)| key.len() + record.value.as_ref().map_or(0, Bytes::len);
+    let read: usize = page.records.iter().map(size).sum();
+    tokio::time::sleep_until(began + Duration::from_secs_f64(read as f64 / BYTES_PER_SECOND)).await;
+    Ok(Answer::Page(page.records, super::wall_ms()))
+}
+
+/// Asks an owner, which may be this node, which of these records it holds.
+async fn confirm(
+    store: &Store,
+    layout: &Layout,
+    client: Result<Client, Status>,
+    owner: NodeId,
+    segment: Segment,
+    dead: Dead,
+) -> Result<Answer, Status> {
     let me = store.location().me();
-    for owner in layout.current_owners(segment) {
-        let held = match owner == me {
-            true => store.confirm_garbage(layout.epoch, segment, dead.clone()).await?,
-            false => {
-                let request = ConfirmGarbageRequest {
-                    epoch: layout.epoch,
-                    ring_id: id_bytes(layout.ring.0),
-                    from: id_bytes(me.0),
-                    to: id_bytes(owner.0),
-                    garbage: Some(convert::garbage_to(segment, &dead)),
-                };
-                clients.of(store, owner)?.confirm_garbage(in_time(request)).await?.into_inner().held
-            }
-        };
-        if held.len() != dead.len() {
-            return Err(Status::internal("an answer about other records than were asked for"));
-        }
-        let mut held = held.into_iter();
-        dead.retain(|_| held.next() == Some(true));
+    if owner == me {
+        return store.confirm_garbage(layout.epoch, segment, dead).await.map(Answer::Held);
     }
-    Ok(dead)
-}
-
-/// If `layout` collects: waits until all members have installed it, and has all owners forget what was
-/// found at an earlier one. How many keys.
-async fn drop_all(store: &Store, layout: &Arc<Layout>, found: Found) -> Result<usize, Status> {
-    let mut dead = found.dead;
-    dead.retain(|segment, _| layout.may_drop(&found.layout, *segment));
-    if dead.is_empty() {
-        return Ok(0);
-    }
-    let mut clients = Clients::default();
-    all_installed(store, layout, &mut clients).await?;
-    let mut keys = 0;
-    for (segment, dead) in dead {
-        for some in batches(dead) {
-            keys += some.len();
-            let told = layout.current_owners(segment).map(|owner| {
-                let garbage = Some(convert::garbage_to(segment, &some));
-                forget(store, layout, clients.of(store, owner), owner, garbage)
-            });
-            // Whoever can't be told has them still, which harms nobody.
-            let told: Vec<_> = told.collect();
-            for told in futures_util::future::join_all(told).await {
-                told?;
-            }
-        }
-    }
-    Ok(keys)
-}
-
-/// Waits until every member has installed this layout.
-async fn all_installed(store: &Store, layout: &Layout, clients: &mut Clients) -> Result<(), Status> {
-    let mut tries = 1;
-    loop {
-        let asked: Vec<_> =
-            layout.ids().map(|id| forget(store, layout, clients.of(store, id), id, None)).collect();
-        let answers: Result<Vec<()>, Status> =
-            futures_util::future::join_all(asked).await.into_iter().collect();
-        match answers {
-            Ok(_) => return Ok(()),
-            Err(status) if tries == TRIES => return Err(status),
-            Err(_) => tries += 1,
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+    let request = ConfirmGarbageRequest {
+        epoch: layout.epoch,
+        ring_id: id_bytes(layout.ring.0),
+        from: id_bytes(me.0),
+        to: id_bytes(owner.0),
+        garbage: Some(convert::garbage_to(segment, &dead)),
+    };
+    Ok(Answer::Held(client?.confirm_garbage(in_time(request)).await?.into_inner().held))
 }
 
 /// Has one node, which may be this one, forget some records.
 async fn forget(
     store: &Store,
     layout: &Layout,
-    client: Result<handoff::Client, Status>,
+    client: Result<Client, Status>,
     node: NodeId,
     garbage: Option<Garbage>,
-) -> Result<(), Status> {
+) -> Result<Answer, Status> {
     let me = store.location().me();
     if node == me {
-        return store.forget_garbage(layout.epoch, garbage).await;
+        store.forget_garbage(layout.epoch, garbage).await?;
+        return Ok(Answer::Done);
     }
     let request = ForgetGarbageRequest {
         epoch: layout.epoch,
@@ -237,7 +160,8 @@ async fn forget(
         to: id_bytes(node.0),
         garbage,
     };
-    client?.forget_garbage(in_time(request)).await.map(|_| ())
+    client?.forget_garbage(in_time(request)).await?;
+    Ok(Answer::Done)
 }
 
 fn in_time<T>(message: T) -> Request<T> {
@@ -292,9 +216,11 @@ mod tests {
     use super::*;
     use crate::core::clock::{Clock, at_ms};
     use crate::core::layout::tests::ring_of;
+    use crate::core::record::Version;
     use crate::location::state::NodeState;
     use crate::replica::Page;
     use crate::store::tests::member_of;
+    use std::sync::Arc;
 
     #[tokio::test]
     async fn who_forgets_a_record_remembers_how_late_it_was() {
@@ -315,13 +241,5 @@ mod tests {
         assert_eq!(store.0.engine.stats(slot).records, 0);
         let mark = NodeState::open(store.0.vault.clone()).unwrap().clock_mark;
         assert!(Clock::resume(mark).tick(0) > version.hlc, "a write after a restart would be older");
-    }
-
-    #[test]
-    fn lists_are_cut_to_what_a_call_may_carry() {
-        let dead: Dead = (0..20_000).map(|i| (Bytes::from(format!("{i}")), Version::ABSENT)).collect();
-        let batches = batches(dead.clone());
-        assert!(batches.len() > 1 && batches.iter().all(|b| b.iter().map(cost).sum::<usize>() <= CALL_BYTES));
-        assert_eq!(batches.concat(), dead);
     }
 }
