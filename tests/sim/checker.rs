@@ -7,20 +7,26 @@
 //!    acknowledged write's version is greater than all such versions; values belong to their versions.
 //! 3. *Nothing acknowledged is lost*: follows from the second for the reads that end each run.
 //! 4. *Nothing done means nothing done*: no read returns a write that was refused so.
-//! 5. *Only who is called down is removed*: by most of a majority of the voters, unless it asked to leave.
+//! 5. *Only what is dead is forgotten*: deletes, and what has expired by the clocks of all owners. A read
+//!    that finds nothing counts as one that found the delete, or the expired record, that was forgotten;
+//!    nothing older is ever found again.
+//! 6. *Only who is called down is removed*: by most of a majority of the voters, unless it asked to leave.
 //!
 //! The second is checked twice: by versions as the run goes on, and in the end by values alone, see
 //! [`linear`]. That all owners of a segment hold the same in the end, deletes included, is the
 //! [`cluster`](crate::cluster)'s to see.
 //!
 //! Operations are timed at the coordinator, which is stricter than at the client: the intervals are
-//! shorter, so that fewer orders are allowed. ONE is no part of this: such a write counts as one of
+//! shorter, so that fewer orders are allowed. What expires has keys of its own, which are checked by
+//! versions alone: one coordinator's clock shows a value as absent while another's still shows it, so that
+//! by values no order need explain them; the records themselves are returned whole, with the time from
+//! which on they are absent, and that must be what was written. ONE is no part of this: such a write counts as one of
 //! unknown outcome, and such a read is only checked for returning something that was written.
 
 use crate::counts::{Counts, Kind};
+use crate::env::Index;
 use crate::gossip::Gossip;
 use crate::linear::{self, Operation, Verdict, What};
-use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use thrifty::core::layout::{Layout, Phase, Standing};
@@ -43,8 +49,10 @@ fn number(record: &Record) -> Option<u64> {
 struct Key {
     /// The newest version acknowledged or returned so far.
     floor: Version,
-    /// Every version ever begun, with its value.
-    written: BTreeMap<Version, Option<Bytes>>,
+    /// Every version ever begun, with its record.
+    written: BTreeMap<Version, Record>,
+    /// Versions that some owner has forgotten.
+    forgotten: BTreeSet<Version>,
     /// Versions of which it was said that nothing was done.
     refused: BTreeSet<Version>,
     /// Which operation wrote each version.
@@ -60,14 +68,19 @@ pub(crate) struct Checker {
     layouts: BTreeMap<(RingId, Epoch), Arc<Layout>>,
     newest: Option<Arc<Layout>>,
     time: u64,
+    /// How many of the keys, the first ones, hold nothing that expires.
+    lasting: usize,
+    /// The latest that each node's wall clock showed when it confirmed what is dead, in milliseconds.
+    shown: BTreeMap<Index, u64>,
     /// The first thing that went wrong.
     pub(crate) failure: Option<String>,
 }
 
 impl Checker {
-    pub(crate) fn new(keys: usize) -> Self {
+    pub(crate) fn new(keys: usize, lasting: usize) -> Self {
         let keys = (0..keys).map(|_| Key::default()).collect();
-        Checker { keys, layouts: BTreeMap::new(), newest: None, time: 0, failure: None }
+        let (layouts, shown) = (BTreeMap::new(), BTreeMap::new());
+        Checker { keys, layouts, newest: None, time: 0, lasting, shown, failure: None }
     }
 
     pub(crate) fn fail(&mut self, why: String) {
@@ -101,6 +114,7 @@ impl Checker {
         match (before.map(|before| before.phase), layout.phase) {
             (Some(Phase::ReadNew), Phase::Stable) => counts.add(Kind::Transition, 1),
             (Some(Phase::Dual), Phase::Stable) => counts.add(Kind::Aborted, 1),
+            (Some(Phase::Stable), Phase::Stable) => counts.add(Kind::Collecting, 1),
             _ => {}
         }
         if let Some(id) = removed_by_few {
@@ -134,7 +148,7 @@ impl Checker {
         let state = &mut self.keys[key];
         state.writes.insert(record.version, state.history.len());
         state.history.push(Operation { begun, ended: None, what: What::Write(number(record)) });
-        let known = state.written.insert(record.version, record.value.clone());
+        let known = state.written.insert(record.version, record.clone());
         if known.is_some() {
             self.fail(format!("key {key}: version {:?} was given to two writes", record.version));
         }
@@ -154,7 +168,7 @@ impl Checker {
         if let Some(at) = state.writes.get(&version) {
             state.history[*at].ended = ended;
         }
-        state.written.get(&version).is_some_and(Option::is_none)
+        state.written.get(&version).is_some_and(|record| record.value.is_none())
     }
 
     /// A write was refused with the promise that nothing was done.
@@ -167,23 +181,28 @@ impl Checker {
         }
     }
 
-    /// A read returned. At ONE it may be stale; else it began then.
+    /// A read returned. At ONE it may be stale; else it began then. Whether it found nothing, as it may
+    /// where something was forgotten.
     pub(crate) fn returned(
         &mut self,
         key: usize,
         record: Option<&Record>,
         floor: Version,
         linear_since: Option<u64>,
-    ) {
+    ) -> bool {
         let (linear, ended) = (linear_since.is_some(), Some(self.time()));
         let version = record.map_or(Version::ABSENT, |record| record.version);
         let state = &mut self.keys[key];
-        let value = record.and_then(|record| record.value.clone());
-        let wrong = if version != Version::ABSENT && state.written.get(&version) != Some(&value) {
+        // Nothing there: as if it had found the first thing that was forgotten since.
+        let gone = state.forgotten.range(floor..).next().copied().filter(|_| record.is_none());
+        let deleted = |version| state.written.get(version).is_some_and(|record| record.value.is_none());
+        let wrong = if record.is_some_and(|record| state.written.get(&version) != Some(record)) {
             Some("which nobody wrote so")
         } else if state.refused.contains(&version) {
             Some("of which it was said that nothing was done")
-        } else if linear && version < floor && value.is_some() && state.written.get(&floor) == Some(&None) {
+        } else if linear && version < floor && gone.is_some() {
+            None
+        } else if linear && version < floor && deleted(&floor) {
             Some("though the key had been deleted when it began")
         } else if linear && version < floor {
             Some("which was older than what was there when it began")
@@ -193,16 +212,37 @@ impl Checker {
         if let Some(begun) = linear_since {
             let what = What::Read(record.and_then(number));
             state.history.push(Operation { begun, ended, what });
-            state.floor = state.floor.max(version);
+            state.floor = state.floor.max(gone.unwrap_or(version));
         }
         if let Some(wrong) = wrong {
             self.fail(format!("key {key}: a read returned {version:?}, {wrong} ({floor:?})"));
         }
+        gone.is_some()
+    }
+
+    /// A node's wall clock shows this when it is asked what has expired.
+    pub(crate) fn shows(&mut self, node: Index, wall_ms: u64) {
+        let shown = self.shown.entry(node).or_default();
+        *shown = wall_ms.max(*shown);
+    }
+
+    /// One of these owners forgets a version. Whether it had expired; else it was a delete.
+    pub(crate) fn forgets(&mut self, key: usize, version: Version, owners: &[Index]) -> bool {
+        let state = &mut self.keys[key];
+        state.forgotten.insert(version);
+        let Some(record) = state.written.get(&version).filter(|record| record.value.is_some()) else {
+            return false;
+        };
+        let earliest = owners.iter().map(|node| self.shown.get(node).copied().unwrap_or_default()).min();
+        if record.visible(earliest.unwrap_or_default()).is_some() {
+            self.fail(format!("key {key}: {version:?} is forgotten, which had not expired by all clocks"));
+        }
+        true
     }
 
     /// The run is over: searches each key's history for an order that explains it.
     pub(crate) fn search(&self, counts: &mut Counts) -> Result<(), String> {
-        for (key, state) in self.keys.iter().enumerate() {
+        for (key, state) in self.keys.iter().enumerate().take(self.lasting) {
             counts.add(Kind::Searched, 1);
             match linear::check(&state.history, MOST_STEPS) {
                 Verdict::Linearizable => {}

@@ -6,6 +6,7 @@
 use crate::env::{Env, Event, Index, MS, Micros};
 use crate::rng::Rng;
 use thrifty::core::quorum::Consistency;
+use thrifty::core::ttl::Ttl;
 
 /// What a request wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +24,8 @@ pub(crate) struct Command {
     /// Which key, as an index into the plan's.
     pub(crate) key: usize,
     pub(crate) wish: Wish,
+    /// How long what it puts is to be kept, if not for ever.
+    pub(crate) ttl: Option<Ttl>,
     pub(crate) consistency: Consistency,
     pub(crate) fallback: bool,
     /// From its start until the coordinator gives up.
@@ -57,8 +60,8 @@ impl Client {
 /// Makes up a request.
 pub(crate) fn command(env: &mut Env) -> Command {
     let wish = match env.rng.below(10) {
-        0 => Wish::Delete,
-        1..5 => Wish::Put,
+        dice if dice < env.plan.deletes => Wish::Delete,
+        0..5 => Wish::Put,
         _ => Wish::Get,
     };
     // After the faults mostly reads, or every key would be written anew and no owner lack anything.
@@ -72,7 +75,11 @@ pub(crate) fn command(env: &mut Env) -> Command {
     let longest = env.rng.pick(env.plan.deadlines);
     let patience = env.rng.range(100 * MS, longest);
     let key = env.rng.below(env.plan.keys.len() as u64) as usize;
-    Command { number: env.fresh(), key, wish, consistency, fallback, patience }
+    let ttl = match key < env.plan.lasting {
+        true => None,
+        false => Ttl::from_ms(env.rng.range(100, 2_000)).ok(),
+    };
+    Command { number: env.fresh(), key, wish, ttl, consistency, fallback, patience }
 }
 
 /// How long a client thinks before it sends again.

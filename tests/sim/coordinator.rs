@@ -150,7 +150,10 @@ impl Process {
             let version = self.new_version(env);
             let record = match command.wish {
                 Wish::Delete => Record::tombstone(version),
-                _ => Record::value(version, command.number.to_string()),
+                _ => Record {
+                    expires_at_ms: command.ttl.map(|ttl| ttl.expires_at_ms(env.wall_ms(self.skew_ms))),
+                    ..Record::value(version, command.number.to_string())
+                },
             };
             env.checker.begins(command.key, &record, begun);
             Machine::Write(Write::start(layout, segment, record, terms, &liveness, &mut actions), version)
@@ -277,7 +280,7 @@ impl Process {
                 None => return,
                 Some(outcome) => {
                     env.note(|| format!("{} ends {number}: read {outcome:?}", self.index));
-                    conclude_read(outcome, key, floor, begun, env)
+                    conclude_read(outcome, key, floor, begun, self.skew_ms, env)
                 }
             },
         };
@@ -340,16 +343,23 @@ fn conclude_read(
     key: usize,
     floor: Version,
     begun: u64,
+    skew_ms: i64,
     env: &mut Env,
 ) -> Reply {
     match outcome {
         Outcome::Done(record, consistency) => {
             let linear = *consistency != Consistency::One;
             env.count(if linear { Kind::Read } else { Kind::ReadOne });
-            if record.as_ref().is_some_and(|record| record.value.is_none()) {
-                env.count(Kind::FoundDeleted);
+            if let Some(record) = record {
+                match record.visible(env.wall_ms(skew_ms)) {
+                    None if record.value.is_none() => env.count(Kind::FoundDeleted),
+                    None => env.count(Kind::FoundExpired),
+                    Some(_) => {}
+                }
             }
-            env.checker.returned(key, record.as_ref(), floor, linear.then_some(begun));
+            if env.checker.returned(key, record.as_ref(), floor, linear.then_some(begun)) {
+                env.count(Kind::FoundForgotten);
+            }
             Reply::Done
         }
         Outcome::Unavailable | Outcome::NoSpace => {

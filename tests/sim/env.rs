@@ -18,6 +18,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::fmt::Write as _;
 use std::sync::Arc;
+use thrifty::core::collection;
 use thrifty::core::layout::Layout;
 use thrifty::core::membership::Message;
 use thrifty::core::node::{Moment, NodeId};
@@ -80,6 +81,10 @@ pub(crate) enum Packet {
     Page { ask_id: u64, page: Result<Page, PageRefused> },
     /// Owners compare a segment.
     Repair { epoch: Epoch, segment: Segment, say: Repair },
+    /// A node that collects wants this.
+    Collect { ask_id: u64, epoch: Epoch, ask: collection::Ask },
+    /// What became of it.
+    Collected { ask_id: u64, answer: collection::Answer },
     /// Coordinate this.
     Forward(Command),
     /// It ended so.
@@ -93,6 +98,8 @@ pub(crate) enum Timer {
     Tick,
     /// What was written goes to disk.
     Sync,
+    /// What others own is dropped.
+    Tidy,
     /// Requests and handoffs look at their deadlines.
     Beat,
 }
@@ -220,7 +227,7 @@ impl Env {
         Env {
             now: 0,
             gossip: Gossip::new(plan.detect, plan.suspicion),
-            checker: Checker::new(plan.keys.len()),
+            checker: Checker::new(plan.keys.len(), plan.lasting),
             plan,
             rng,
             fate,

@@ -91,8 +91,18 @@ const WEIGHTS: [(Fault, u64); 21] = [
 ];
 
 /// What of the weather a schedule may leave out.
-pub(crate) const CALMED: &[&str] =
-    &["late", "lost", "lost-writes", "lost-layouts", "doubled", "raced", "suspicion", "skew", "repair"];
+pub(crate) const CALMED: &[&str] = &[
+    "late",
+    "lost",
+    "lost-writes",
+    "lost-layouts",
+    "doubled",
+    "raced",
+    "suspicion",
+    "skew",
+    "repair",
+    "collect",
+];
 
 impl Fault {
     /// The fault of that name.
@@ -109,6 +119,14 @@ pub(crate) struct Plan {
     pub(crate) replicas: Replicas,
     pub(crate) segments: u64,
     pub(crate) keys: Vec<Bytes>,
+    /// How many of them, the first ones, hold nothing that expires; what is put under the others does.
+    pub(crate) lasting: usize,
+    /// How many in ten requests are deletes.
+    pub(crate) deletes: u64,
+    /// Whether what is dead is looked for and forgotten.
+    pub(crate) collects: bool,
+    /// How long it takes at most until a node has dropped what others own; 0 for no time.
+    pub(crate) tidies_within: Micros,
     pub(crate) clients: usize,
     /// A client's pause between two requests.
     pub(crate) think: Micros,
@@ -194,6 +212,10 @@ impl Plan {
             replicas,
             segments: rng.pick(&[1, 1, 1, 2, 2, 4, 8, 16]),
             keys: (0..keys).map(|key| Bytes::from(format!("k{key}"))).collect(),
+            lasting: 0,
+            deletes: 1,
+            collects: false,
+            tidies_within: 0,
             clients: rng.range(2, 10) as usize,
             think: rng.range(2 * MS, 40 * MS),
             deadlines: &[300 * MS, 300 * MS, 300 * MS, 1_000 * MS, 5_000 * MS],
@@ -223,13 +245,70 @@ impl Plan {
             suspicion: rng.pick(&[0, 0, 100, 400]),
             weights,
         };
-        match rng.below(10) {
+        let theme = rng.below(10);
+        match theme {
             0..4 => plan.of_laggards(rng),
             4..7 => plan.of_newcomers(rng),
             7 => plan.of_rivals(rng),
             _ => {}
         }
+        // By luck of its own, so that the rest of a seed goes as if nothing were collected.
+        let mut luck = Rng::new(rng.clone().next());
+        plan.lasting = plan.keys.len();
+        match theme {
+            ..=6 if luck.chance(300) => plan.collect(&mut luck),
+            8.. if luck.chance(700) => plan.of_collectors(&mut luck),
+            8.. if luck.chance(500) => plan.collect(&mut luck),
+            _ => {}
+        }
         plan
+    }
+
+    /// What is dead is forgotten, often, and some keys hold what expires.
+    fn collect(&mut self, rng: &mut Rng) {
+        self.collects = true;
+        self.patience.collect_every = Duration::from_millis(rng.range(50, 1_500));
+        self.deletes = rng.pick(&[1, 2, 3]);
+        self.keys.extend((0..rng.below(3)).map(|key| Bytes::from(format!("x{key}"))));
+    }
+
+    /// A theme: deletes that are forgotten at once, and messages that come when nobody remembers any more what
+    /// they should lose to.
+    fn of_collectors(&mut self, rng: &mut Rng) {
+        self.keys.truncate(rng.pick(&[1, 2, 6]));
+        self.lasting = self.keys.len();
+        self.collect(rng);
+        self.patience.collect_every = Duration::from_millis(rng.range(50, 300));
+        self.nodes = rng.range(3, 6) as usize;
+        self.replicas = Replicas::Count(rng.pick(&[2, 3, 3]));
+        self.segments = rng.pick(&[1, 2, 8]);
+        self.clients = rng.range(2, 6) as usize;
+        self.think = rng.pick(&[10 * MS, 40 * MS, 200 * MS, 500 * MS]);
+        self.delay = 1_000;
+        self.sync_delay = MS;
+        self.suspicion = 0;
+        self.detect = 100 * MS;
+        self.skew_ms = rng.pick(&[0, 20_000]);
+        self.lost = rng.pick(&[0, 5]);
+        self.lost_writes = rng.pick(&[0, 800, 800]);
+        self.late = rng.pick(&[30, 100, 300]);
+        self.lateness = rng.range(500 * MS, 4 * SECOND);
+        self.repair_every = 100 * MS;
+        self.tidies_within = 10 * SECOND;
+        self.deadlines = &[5_000 * MS];
+        self.raced = rng.pick(&[0, 300, 700]);
+        self.fault_every = 1_500 * MS;
+        self.churn_every = rng.pick(&[0, 1_000 * MS, 2_000 * MS]);
+        self.down = 100 * MS;
+        self.ambush = rng.pick(&[0, 300]);
+        if rng.chance(300) {
+            // Quiet, but that segments come and go between owners that are slow to drop them.
+            (self.nodes, self.replicas, self.segments) = (3, Replicas::Count(2), 8);
+            (self.late, self.lost, self.lost_writes, self.lost_layouts, self.ambush) = (0, 0, 0, 0, 0);
+            (self.deletes, self.think, self.clients) = (3, 200 * MS, 4);
+            self.churn_every = 1_800 * MS;
+            self.weights = vec![(Fault::Leave, 1), (Fault::Join, 1)];
+        }
     }
 
     /// A theme: owners that miss whole transitions and serve on in a world that has ended, while
@@ -314,6 +393,7 @@ impl Plan {
                 "suspicion" => self.suspicion = 0,
                 "skew" => self.skew_ms = 0,
                 "repair" => self.repair_every = 0,
+                "collect" => self.collects = false,
                 _ => unreachable!("named in CALMED"),
             }
         }

@@ -15,18 +15,19 @@
 //! | file | what |
 //! | --- | --- |
 //! | `cluster`, `rest` | the nodes together, and the parts of a run |
-//! | `node`, `coordinator`, `handoff`, `repair`, `disk` | one node driving the core |
+//! | `node`, `coordinator`, `handoff`, `repair`, `collecting`, `disk` | one node driving the core |
 //! | `env`, `gossip` | time, network, queue; who is taken for alive |
 //! | `faults`, `strikes`, `client` | what strikes and what it does, and the load |
 //! | `checker`, `linear`, `counts` | what must hold, and what must have happened |
 //! | `schedule`, `shrink` | a run as a text, and a shorter one that fails as well |
 //!
-//! Left out on purpose: gRPC, files and threads (other tests run real processes), scans and tombstone
-//! collection, which are not the core's.
+//! Left out on purpose: gRPC, files and threads (other tests run real processes), and scans, which are
+//! not the core's.
 
 mod checker;
 mod client;
 mod cluster;
+mod collecting;
 mod coordinator;
 mod counts;
 mod disk;

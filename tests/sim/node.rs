@@ -4,6 +4,7 @@
 //! carries out what the core says strictly in order, saves before it tells, and holds answers back
 //! until they are durable. Whatever is in [`Process`] but not in [`Disk`] is gone after a crash.
 
+use crate::collecting::Collecting;
 use crate::coordinator::Requests;
 use crate::counts::Kind;
 use crate::disk::{Disk, SharedEngine};
@@ -64,6 +65,7 @@ pub(crate) struct Process {
     pub(crate) fails_after: Option<u32>,
     /// When it compares with other owners next.
     pub(crate) compare_at: Micros,
+    pub(crate) collecting: Collecting,
     sync_due: bool,
     beating: bool,
     early: Vec<Early>,
@@ -107,6 +109,7 @@ impl Process {
             slow: (1, 0),
             fails_after: None,
             compare_at: 0,
+            collecting: Collecting::default(),
             sync_due: false,
             beating: false,
             early: Vec::new(),
@@ -149,7 +152,9 @@ impl Process {
             Timer::Tick => {
                 self.tick(env);
                 self.compare(env);
+                self.collect(env);
             }
+            Timer::Tidy => self.replica.tidy().expect("no engine fails here"),
             Timer::Sync => {
                 self.sync_due = false;
                 self.sync(env);
@@ -178,6 +183,8 @@ impl Process {
         self.wake_after(again, Timer::Tick, env);
         env.gossip.called_down(self.index, self.membership.layout().epoch, env.now);
         let view = env.gossip.view(self.index, env.now);
+        let epoch = self.membership.layout().epoch;
+        self.membership.garbage(self.collecting.has_found(epoch));
         let outputs = self.membership.tick(env.moment(), &|id| view.of(id));
         self.carry_out(outputs, env);
         // Gossip carries the epoch to anybody, so that who is behind finds out.
@@ -230,6 +237,8 @@ impl Process {
             }
             Packet::Page { ask_id, page } => self.take_page(from, ask_id, page, env),
             Packet::Repair { epoch, segment, say } => self.hear_repair(from, epoch, segment, say, env),
+            Packet::Collect { ask_id, epoch, ask } => self.serve_collector(from, ask_id, epoch, ask, env),
+            Packet::Collected { ask_id, answer } => self.collected(ask_id, answer, env),
             Packet::Forward(command) => self.forwarded(from, command, env),
             Packet::Done { command, reply } => self.forward_ended(command, reply, env),
         }
@@ -276,7 +285,13 @@ impl Process {
             self.disk.layout = Some(layout.clone());
         }
         self.replica.install(layout.clone());
-        self.replica.tidy().expect("no engine fails here");
+        match env.plan.tidies_within {
+            0 => self.replica.tidy().expect("no engine fails here"),
+            within => {
+                let delay = env.rng.below(within);
+                self.wake_after(delay, Timer::Tidy, env);
+            }
+        }
         self.membership.installed(layout.clone(), env.moment());
         self.wanted = self.wanted.filter(|(_, epoch)| *epoch > layout.epoch);
         self.stand(env);
@@ -293,7 +308,7 @@ impl Process {
     }
 
     /// Something is about to be made durable; whether the disk fails at it, and the process ends.
-    fn disk_fails(&mut self) -> bool {
+    pub(crate) fn disk_fails(&mut self) -> bool {
         if let Some(after) = &mut self.fails_after {
             match after.checked_sub(1) {
                 Some(fewer) => *after = fewer,

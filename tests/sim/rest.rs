@@ -2,6 +2,7 @@
 
 use crate::client::{Command, Reply, Wish};
 use crate::cluster::{Cluster, Seat};
+use crate::counts::Kind;
 use crate::env::{Event, Index, MS, Micros, SECOND, index_of};
 use crate::node::Process;
 use thrifty::core::layout::Phase;
@@ -13,6 +14,9 @@ const CONVERGE_WITHIN: Micros = 300 * SECOND;
 
 /// How long owners at rest may take to hold the same.
 const CATCH_UP_WITHIN: Micros = 20 * SECOND;
+
+/// How long it may take until they have forgotten all deletes.
+const FORGET_WITHIN: Micros = 60 * SECOND;
 
 /// How long clients go on sending after the faults have ended.
 pub(crate) const AFTERGLOW: Micros = 300 * MS;
@@ -29,10 +33,38 @@ impl Cluster {
         (0..self.env.plan.keys.len()).try_for_each(|key| self.read_at_last(key))?;
         let latest = self.env.now + CATCH_UP_WITHIN;
         self.go_on(|cluster| cluster.env.now >= latest || cluster.difference().is_none())?;
-        match self.difference() {
-            Some(difference) => Err(format!("owners still differ: {difference}\n{}", self.describe())),
-            None => self.env.checker.search(&mut self.env.counts),
+        if let Some(difference) = self.difference() {
+            return Err(format!("owners still differ: {difference}\n{}", self.describe()));
         }
+        if self.env.plan.collects {
+            self.forget_at_last()?;
+        }
+        self.env.checker.search(&mut self.env.counts)
+    }
+
+    /// Where nothing is written any more, deletes are forgotten by and by, and what they held back stays
+    /// away.
+    fn forget_at_last(&mut self) -> Result<(), String> {
+        let latest = self.env.now + FORGET_WITHIN;
+        self.go_on(|cluster| cluster.env.now >= latest || cluster.remembered().is_none())?;
+        if let Some(remembered) = self.remembered() {
+            return Err(format!("a delete is not forgotten: {remembered}\n{}", self.describe()));
+        }
+        self.env.count(Kind::AllForgotten);
+        (0..self.env.plan.keys.len()).try_for_each(|key| self.read_at_last(key))
+    }
+
+    /// A delete that an owner still holds.
+    fn remembered(&self) -> Option<String> {
+        let layout = self.env.checker.newest()?;
+        layout.segments.all().find_map(|segment| {
+            layout.current_owners(segment).map(index_of).find_map(|index| {
+                let replica = &self.seats[index].process.as_ref()?.replica;
+                let page = replica.snapshot(layout.epoch, segment, None, usize::MAX).ok()?;
+                let (key, _) = page.records.into_iter().find(|(_, record)| record.value.is_none())?;
+                Some(format!("{key:?} in segment {segment} at {index}"))
+            })
+        })
     }
 
     /// The faults are over: the network works and everybody who can comes back.
@@ -51,12 +83,13 @@ impl Cluster {
         self.env.after(SECOND, Event::Operator);
     }
 
-    /// After the faults an operator has those removed that are lost, again and again: the wish is
-    /// kept by whoever hears it, and a crash forgets it.
+    /// After the faults an operator has those removed that are lost, or that left before a wish to join
+    /// of theirs came late, again and again: the wish is kept by whoever hears it, and a crash forgets it.
     pub(crate) fn operate(&mut self) {
         let Some(layout) = self.env.checker.newest().cloned() else { return };
         for index in 0..self.seats.len() {
-            if self.seats[index].dead && layout.is_member(self.seats[index].member.id) {
+            let seat = &self.seats[index];
+            if (seat.dead || seat.gone) && layout.is_member(seat.member.id) {
                 self.ask_removal(index);
             }
         }
@@ -110,7 +143,7 @@ impl Cluster {
             let consistency = Consistency::Quorum;
             self.submit(
                 node,
-                Command { number, key, wish: Wish::Get, consistency, fallback: false, patience },
+                Command { number, key, wish: Wish::Get, ttl: None, consistency, fallback: false, patience },
             );
             let latest = self.env.now + 3 * SECOND;
             self.go_on(|cluster| cluster.env.now >= latest || cluster.ended.contains_key(&number))?;
