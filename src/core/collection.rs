@@ -102,7 +102,6 @@ pub enum Answer {
 /// themselves, and what some have forgotten is back with all.
 #[derive(Debug)]
 pub struct Collector {
-    me: NodeId,
     /// The Stable layout at which it looks; then the one at which it collects.
     layout: Arc<Layout>,
     step: Step,
@@ -134,7 +133,7 @@ impl Collector {
             layout.segments.all().filter(|at| layout.current_owners(*at).next() == Some(me)).collect();
         segments.reverse();
         let (found, step) = (BTreeMap::new(), Step::Look(segments, None));
-        let mut collector = Collector { me, layout, step, found, found_bytes: 0, forgotten: 0 };
+        let mut collector = Collector { layout, step, found, found_bytes: 0, forgotten: 0 };
         collector.end_look();
         collector
     }
