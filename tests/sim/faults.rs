@@ -256,7 +256,7 @@ impl Plan {
         let mut luck = Rng::new(rng.clone().next());
         plan.lasting = plan.keys.len();
         match theme {
-            ..=6 if luck.chance(300) => plan.collect(&mut luck),
+            ..=6 if luck.chance(100) => plan.collect(&mut luck),
             8.. if luck.chance(700) => plan.of_collectors(&mut luck),
             8.. if luck.chance(500) => plan.collect(&mut luck),
             _ => {}

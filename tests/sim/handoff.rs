@@ -17,7 +17,7 @@ use thrifty::core::token::Epoch;
 use thrifty::replica::{Page, Refusal};
 
 /// After so many silences and refusals in one Dual, a puller reports that it failed.
-const PATIENCE: u32 = 40;
+const PATIENCE: u32 = 20;
 
 struct Task {
     pull: Pull,
