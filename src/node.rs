@@ -18,7 +18,7 @@ use crate::location::state::NodeState;
 use crate::location::{Boxed, Departure, Location, LocationConfig, LocationError, NoSegments, agent};
 #[cfg(feature = "store")]
 use crate::store::{Store, commit::AnyEngine, room::FreeSpace};
-use crate::wire::DESCRIPTORS;
+use crate::wire::{DESCRIPTORS, MAX_STREAMS};
 pub use door::Listener;
 use guard::{Budgets, Guard};
 use health::Health;
@@ -35,10 +35,6 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// How long the last answers may take on their way out.
 const GOODBYE: Duration = Duration::from_millis(200);
-
-/// Streams that one connection may have open at once: what one client can ask for in parallel. Each
-/// may hold a whole message.
-const MAX_STREAMS: u32 = 1024;
 
 /// Of all headers of a request together. The longest key has 12 KiB in the path of a plain HTTP
 /// request, where each of its bytes may take three.
@@ -191,6 +187,8 @@ async fn serve(
     let incoming = door::incoming(listener, budgets.clone());
     let serve = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
+        // A client may run out of patience with all of them at once, while the node hangs.
+        .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .http2_max_header_list_size(MAX_HEADER_BYTES)

@@ -18,6 +18,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// The longest.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
+/// Who has waited for a place until less than this is left is not sent any more: no answer would be in time.
+const LEAST_TIME: Duration = Duration::from_millis(5);
+
 /// What a request does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Op {
@@ -81,12 +84,9 @@ impl Client {
             Op::Read => self.config.timeout * 3 / 4,
             Op::Write => self.config.timeout,
         };
-        let sent = send(first.channel(), self.request(message.clone(), self.config.timeout));
-        let status = match within(patience, sent).await {
-            Ok(response) => {
-                first.answered();
-                return Ok(response.into_inner());
-            }
+        let sent = |channel| send(channel, self.request(message.clone(), self.config.timeout));
+        let status = match ask(&first, patience, sent).await {
+            Ok(answer) => return Ok(answer),
             Err(status) => status,
         };
         self.ring.failed(&first, &status);
@@ -130,11 +130,9 @@ impl Client {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let Some(node) = another.filter(|_| !left.is_zero()) else { return Err(last) };
-            let status = match within(left, send(node.channel(), self.request(message.clone(), left))).await {
-                Ok(response) => {
-                    node.answered();
-                    return Ok(response.into_inner());
-                }
+            let sent = |channel| send(channel, self.request(message.clone(), left));
+            let status = match ask(&node, left, sent).await {
+                Ok(answer) => return Ok(answer),
                 Err(status) => status,
             };
             self.ring.failed(&node, &status);
@@ -161,6 +159,23 @@ impl Client {
         let mut ended = self.refresher.start(&self.ring, self.ring.epoch());
         let _ended_or_too_late = tokio::time::timeout_at(deadline, ended.changed()).await;
     }
+}
+
+/// Sends a request to a node as soon as there is a place for it, and waits for the answer.
+async fn ask<A, F>(node: &Node, patience: Duration, send: impl FnOnce(Channel) -> F) -> Result<A, Status>
+where
+    F: Future<Output = Result<tonic::Response<A>, Status>>,
+{
+    let end = Instant::now() + patience;
+    let place = tokio::time::timeout_at(end, node.place()).await;
+    let left = end.saturating_duration_since(Instant::now());
+    let Some((channel, _place)) = place.ok().filter(|_| left >= LEAST_TIME.min(patience)) else {
+        let text = format!("too much is under way to {}: this was not sent", node.address);
+        return Err(status::exhausted(text));
+    };
+    let response = within(left, send(channel)).await?;
+    node.answered();
+    Ok(response.into_inner())
 }
 
 /// The connection could not even be made.

@@ -6,15 +6,14 @@ use super::location;
 use super::shun::Shun;
 use crate::core::layout::{Layout, Phase};
 use crate::core::node::Address;
-use crate::wire::channel;
-use crate::wire::convert;
 use crate::wire::location::GetLayoutRequest;
+use crate::wire::{MAX_STREAMS, channel, convert};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -27,19 +26,35 @@ pub(super) struct Node {
     pub(super) address: Address,
     channels: Vec<Channel>,
     next: AtomicUsize,
+    /// For requests, as many as the node takes on these connections at once.
+    places: Semaphore,
     /// The bits of a [`Shun`], in milliseconds since [`Ring::started`].
     shun: AtomicU64,
 }
 
 impl Node {
     fn new(address: &Address, connections: usize) -> Self {
-        let channels = (0..connections.max(1)).map(|_| channel::lazy(address)).collect();
-        Node { address: address.clone(), channels, next: AtomicUsize::new(0), shun: AtomicU64::new(0) }
+        let channels: Vec<_> = (0..connections.max(1)).map(|_| channel::lazy(address)).collect();
+        let places = Semaphore::new(channels.len() * MAX_STREAMS as usize);
+        Node {
+            address: address.clone(),
+            channels,
+            next: AtomicUsize::new(0),
+            places,
+            shun: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn channel(&self) -> Channel {
         let at = self.next.fetch_add(1, Ordering::Relaxed) % self.channels.len();
         self.channels[at].clone()
+    }
+
+    /// A connection with a place for one more request. Past that requests would wait in the connection,
+    /// and of one that ran out of time there nobody could say that it was not sent.
+    pub(super) async fn place(&self) -> (Channel, Option<SemaphorePermit<'_>>) {
+        let place = self.places.acquire().await;
+        (self.channel(), place.ok())
     }
 
     /// It is there: whatever was held against it is forgotten.

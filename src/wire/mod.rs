@@ -38,3 +38,7 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/thrifty
 /// The largest message that is sent or accepted: a value of 1 MiB with its key, or a layout, with
 /// room to spare; gRPC's usual limit, so that every language's client can receive it.
 pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+/// Requests that one connection of a client's to a node may have under way; the others wait with the
+/// client, where they cost the node nothing. What a busy client needs, who can have more connections.
+pub const MAX_STREAMS: u32 = 256;

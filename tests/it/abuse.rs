@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use thrifty::client::Client;
+use thrifty::wire::MAX_STREAMS;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -160,8 +161,8 @@ fn headers_and_a_value_drop_by_drop() {
     // As many requests as one connection may have, each with the first bytes of a large message.
     let message = [0, 0, 0x10, 0, 0, 1];
     let (sent, _) = abuse(&rig, &nodes[0], |number| {
-        let stream = number % 1000 * 2 + 1;
-        match number / 1000 {
+        let stream = number % MAX_STREAMS * 2 + 1;
+        match number / MAX_STREAMS {
             0 => frame(HEADERS, END_HEADERS, stream, &headers()),
             1 => frame(DATA, 0, stream, &message),
             _ => frame(DATA, 0, stream, b"x"),
@@ -201,8 +202,8 @@ fn answers_that_nobody_reads() {
         block.push(value.len() as u8);
         block.extend(value.bytes());
     }
-    // More than all requests may take, on one connection that takes nothing of an answer.
-    let many = 400;
+    // Far more than a connection may take of memory, on one that takes nothing of an answer.
+    let many = MAX_STREAMS;
     let mut stream = TcpStream::connect(nodes[0].address()).unwrap();
     stream.set_read_timeout(Some(crate::rig::PATIENCE)).unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
@@ -308,8 +309,8 @@ fn good_clients_keep_their_rate() {
         _ => frame(DATA, 0, 1, &[]),
     };
     let slow_drip = |number: u32| {
-        let stream = number % 1000 * 2 + 1;
-        match number / 1000 {
+        let stream = number % MAX_STREAMS * 2 + 1;
+        match number / MAX_STREAMS {
             0 => frame(HEADERS, END_HEADERS, stream, &block),
             1 => frame(DATA, 0, stream, &[0, 0, 0x10, 0, 0, 1]),
             _ => frame(DATA, 0, stream, b"x"),

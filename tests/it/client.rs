@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::pin::pin;
 use std::time::{Duration, Instant};
 use thrifty::client::{Client, ClientConfig, ClientError};
+use thrifty::wire::MAX_STREAMS;
 
 /// Some keys whose requests go to this node first.
 fn keys_of(client: &Client, node: &Node<'_>, count: usize) -> Vec<String> {
@@ -64,6 +65,26 @@ fn a_write_that_reached_nobody_did_nothing() {
     nodes[0].kill();
     let refused = rig.wait(client.put("a", "apple")).unwrap_err();
     assert!(matches!(refused, ClientError::Unavailable(_)), "{refused:?}");
+}
+
+#[test]
+fn what_a_busy_client_never_sent_did_nothing() {
+    let rig = Rig::new();
+    let nodes = rig.ring_of(1);
+    let config = ClientConfig { timeout: Duration::from_secs(1), connections: 1, ..ClientConfig::default() };
+    let client = rig.client_with(&addresses(&nodes), config);
+    nodes[0].signal("STOP");
+    let keys: Vec<_> = (0..MAX_STREAMS * 2).map(|n| format!("key {n}")).collect();
+    let ended = rig.wait(join_all(keys.iter().map(|key| client.put(key.clone(), "apple"))));
+    nodes[0].signal("CONT");
+    let unsent = ended.iter().zip(&keys).filter(|(e, _)| matches!(e, Err(ClientError::Exhausted(_))));
+    let unsent: Vec<_> = unsent.map(|(_, key)| key.clone()).collect();
+    assert!(!unsent.is_empty(), "{:?}", ended.last());
+    let others = ended.iter().filter(|ended| matches!(ended, Err(ClientError::OutcomeUnknown(_))));
+    assert_eq!(others.count() + unsent.len(), keys.len());
+    let client = rig.client(&addresses(&nodes));
+    let found = rig.wait(join_all(unsent.iter().map(|key| client.get(key.clone()))));
+    assert!(found.into_iter().all(|found| found.unwrap().is_none()));
 }
 
 #[test]

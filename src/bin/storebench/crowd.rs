@@ -17,6 +17,7 @@ use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 use thrifty::core::layout::Layout;
 use thrifty::core::node::Address;
+use thrifty::wire::MAX_STREAMS;
 use thrifty::wire::convert::consistency_to;
 use thrifty::wire::store::{GetRequest, Options, PutRequest};
 use tokio::io::Interest;
@@ -25,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior};
 
 /// Requests of one connection, so that they wait in the ring and not here: a node takes a few more.
-const PER_CONNECTION: u32 = 1000;
+const PER_CONNECTION: u32 = MAX_STREAMS / 16 * 15;
 
 /// How often requests become due.
 const TICK: Duration = Duration::from_millis(1);
