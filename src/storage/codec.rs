@@ -33,6 +33,13 @@ pub(crate) fn encoded_len(record: &Record) -> usize {
     17 + expiry + content_type + record.value.as_ref().map_or(0, Bytes::len)
 }
 
+/// What an encoded record with its key counts in a page of a slot: no less than it takes in the
+/// message that carries it, where its fields and their lengths cost a little more than here.
+pub(crate) fn paged_len(key: &[u8], encoded: &[u8]) -> usize {
+    const FRAMING: usize = 32;
+    FRAMING + key.len() + encoded.len()
+}
+
 /// Appends a record to `out`. Its content type must fit its limit, which
 /// [`check`](super::engine::check) sees to.
 pub(crate) fn encode(record: &Record, out: &mut Vec<u8>) {

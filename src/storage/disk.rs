@@ -364,13 +364,12 @@ impl Engine for DiskEngine {
             let (stored, record) =
                 record.into_inner().map_err(|error| failed("reading", &self.folder, error))?;
             let (_, key) = split_stored_key(&stored)?;
-            let parts = codec::parse(&record)?;
-            let size = key.len() + parts.value.map_or(0, <[u8]>::len);
+            let size = codec::paged_len(key, &record);
             if size > left && !found.is_empty() {
                 break;
             }
             left = left.saturating_sub(size);
-            found.push((Bytes::copy_from_slice(key), parts.to_record()?));
+            found.push((Bytes::copy_from_slice(key), codec::parse(&record)?.to_record()?));
         }
         Ok(found)
     }

@@ -52,9 +52,13 @@ impl Cell {
         &self.0[2..self.record_at()]
     }
 
+    fn encoded(&self) -> &[u8] {
+        &self.0[self.record_at()..]
+    }
+
     /// The record, taken apart.
     pub(super) fn parts(&self) -> Result<codec::Parts<'_>, StorageError> {
-        codec::parse(&self.0[self.record_at()..])
+        codec::parse(self.encoded())
     }
 }
 
@@ -146,13 +150,12 @@ impl Table {
         let mut found = Vec::new();
         let mut left = max_bytes;
         for cell in self.cells.range::<[u8], _>((start, Bound::Unbounded)) {
-            let parts = cell.parts()?;
-            let size = cell.key().len() + parts.value.map_or(0, <[u8]>::len);
+            let size = codec::paged_len(cell.key(), cell.encoded());
             if size > left && !found.is_empty() {
                 break;
             }
             left = left.saturating_sub(size);
-            found.push((Bytes::copy_from_slice(cell.key()), parts.to_record()?));
+            found.push((Bytes::copy_from_slice(cell.key()), cell.parts()?.to_record()?));
         }
         Ok(found)
     }

@@ -41,7 +41,7 @@ use tonic::{Code, Request, Status};
 /// Segments asked for in one call.
 const SEGMENTS_PER_CALL: usize = 64;
 
-/// A page of a segment: large enough to be worth a message, small enough that a slow receiver
+/// A page of a segment, as it is sent: large enough to be worth a message, small enough that a slow receiver
 /// holds little.
 const PAGE_BYTES: usize = 256 << 10;
 
@@ -493,7 +493,7 @@ async fn offer_to(
 mod tests {
     use super::*;
     use crate::core::layout::tests::ring_of;
-    use crate::core::record::{Record, Version};
+    use crate::core::record::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Record, Version};
     use crate::core::token::Slot;
     use crate::store::tests::member_of;
     use futures_util::StreamExt;
@@ -525,6 +525,37 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         });
+    }
+
+    #[tokio::test]
+    async fn any_page_fits_a_message() {
+        let store = member_of(ring_of(1, 3, 4)).await;
+        let layout = store.layout().unwrap();
+        let slot = layout.slot(NodeId(1), Segment(0)).unwrap();
+        let record = |value: usize| Record {
+            content_type: "t".repeat(MAX_CONTENT_TYPE_BYTES),
+            expires_at_ms: Some(u64::MAX),
+            ..Record::value(Version { hlc: u64::MAX, node: u64::MAX }, vec![0; value])
+        };
+        let small = (0..20_000).map(|key| (Bytes::from(format!("{key:05}")), record(1)));
+        let large = (0..3).map(|key| (vec![key; MAX_KEY_BYTES].into(), record(MAX_VALUE_BYTES)));
+        let records: Vec<_> = large.chain(small).collect();
+        let all = records.len();
+        let page = Page { records, last: true, clock: 1 };
+        store.replica().unwrap().absorb(layout.epoch, slot, page).unwrap();
+        let digest = SegmentDigest { digest: vec![0; 16].into(), ..SegmentDigest::default() };
+        let request =
+            PullSegmentRequest { epoch: layout.epoch, segments: vec![digest], ..Default::default() };
+        let (mut pages, mut sent) = (serve(store, request).unwrap(), 0);
+        while let Some(page) = pages.next().await.transpose().unwrap() {
+            let bytes = page.encoded_len();
+            assert!(bytes <= MAX_MESSAGE_BYTES, "{bytes} bytes in {} records", page.records.len());
+            // Beside its records it says which segment it is of.
+            let few = bytes <= PAGE_BYTES + 32;
+            assert!(few || page.records.len() == 1, "{bytes} bytes in {} records", page.records.len());
+            sent += page.records.len();
+        }
+        assert_eq!(sent, all);
     }
 
     #[test]

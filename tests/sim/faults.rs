@@ -230,7 +230,7 @@ impl Plan {
             sync_delay: rng.pick(&[MS, 3 * MS, 10 * MS, 30 * MS]),
             ask_timeout: rng.range(60 * MS, 250 * MS),
             page_timeout: rng.range(60 * MS, 250 * MS),
-            page_bytes: rng.pick(&[1, 10, 1000]),
+            page_bytes: rng.pick(&[1, 100, 10_000]),
             detect: rng.range(100 * MS, 800 * MS),
             patience: Patience { pull_timeout, remove_after, ..Patience::default() },
             skew_ms: rng.pick(&[0, 5, 500, 20_000]),

@@ -7,7 +7,7 @@ use super::{Dead, Engine, Entry, Merged, SlotStats};
 use crate::core::digest::Digest;
 use crate::core::record::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Record, Version};
 use crate::core::token::{Segment, Slot, Token};
-use crate::storage::StorageError;
+use crate::storage::{StorageError, codec};
 use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -26,7 +26,8 @@ macro_rules! suite {
             all_fields_come_back,
             slots_of_one_segment_are_apart,
             scans_page_in_byte_order_without_gaps_or_repeats,
-            a_scan_gives_at_least_one_record_and_stops_near_its_limit,
+            a_scan_gives_at_least_one_record_and_stops_at_its_limit,
+            a_page_counts_all_of_its_records,
             drop_slot_forgets_only_its_slot,
             forget_takes_exactly_what_it_names,
             later_entries_of_a_batch_see_earlier_ones,
@@ -187,14 +188,42 @@ pub(crate) fn scans_page_in_byte_order_without_gaps_or_repeats(engine: &dyn Engi
     assert_eq!(all(engine, slot(u64::MAX), 10).len(), 1);
 }
 
-pub(crate) fn a_scan_gives_at_least_one_record_and_stops_near_its_limit(engine: &dyn Engine) {
+/// What a record counts in a page.
+fn paged_len((key, record): &(Bytes, Record)) -> usize {
+    let mut encoded = Vec::new();
+    codec::encode(record, &mut encoded);
+    codec::paged_len(key, &encoded)
+}
+
+pub(crate) fn a_scan_gives_at_least_one_record_and_stops_at_its_limit(engine: &dyn Engine) {
     let value = "v".repeat(99);
     let writes: Vec<_> = (b'a'..=b'j').map(|key| entry(1, [key], 1, Some(&value))).collect();
     merge(engine, &writes);
-    assert_eq!(engine.scan(slot(1), None, 0).unwrap().len(), 1);
-    assert_eq!(engine.scan(slot(1), None, 300).unwrap().len(), 3);
-    assert_eq!(engine.scan(slot(1), Some(b"b"), 399).unwrap().len(), 3);
-    assert_eq!(engine.scan(slot(1), Some(b"j"), 1000).unwrap(), []);
+    let first = engine.scan(slot(1), None, 0).unwrap();
+    assert_eq!(first.len(), 1);
+    let one = paged_len(&first[0]);
+    assert_eq!(engine.scan(slot(1), None, 3 * one).unwrap().len(), 3);
+    assert_eq!(engine.scan(slot(1), Some(b"b"), 4 * one - 1).unwrap().len(), 3);
+    assert_eq!(engine.scan(slot(1), Some(b"j"), 10 * one).unwrap(), []);
+}
+
+pub(crate) fn a_page_counts_all_of_its_records(engine: &dyn Engine) {
+    let mut writes: Vec<_> = (0..200u8).map(|key| entry(1, [key], 1, Some("v"))).collect();
+    for (at, write) in writes.iter_mut().enumerate() {
+        write.record.content_type = "t".repeat([0, 1, MAX_CONTENT_TYPE_BYTES][at % 3]);
+        write.record.expires_at_ms = (at % 2 == 0).then_some(u64::MAX - 1);
+        write.record.value = write.record.value.take().filter(|_| at % 5 > 0);
+    }
+    merge(engine, &writes);
+    let (mut found, mut limit) = (0, 100);
+    while found < writes.len() {
+        let after = found.checked_sub(1).map(|last| &writes[last].key[..]);
+        let page = engine.scan(slot(1), after, limit).unwrap();
+        let sizes: Vec<usize> = page.iter().map(paged_len).collect();
+        assert!(sizes.len() == 1 || sizes.iter().sum::<usize>() <= limit, "{sizes:?} in {limit}");
+        (found, limit) = (found + page.len(), limit + 100);
+    }
+    assert_eq!(found, writes.len());
 }
 
 pub(crate) fn drop_slot_forgets_only_its_slot(engine: &dyn Engine) {
