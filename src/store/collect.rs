@@ -200,15 +200,6 @@ impl Store {
         })
         .await
     }
-
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Store) -> Result<T, Status> + Send + 'static,
-    ) -> Result<T, Status> {
-        let store = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(&store)).await;
-        done.map_err(|_error| Status::internal("collecting failed"))?
-    }
 }
 
 #[cfg(test)]

@@ -112,17 +112,13 @@ pub(super) async fn gather(store: &Store, layout: &Layout, progress: &Progress) 
         }
         progress.done.store(gathering.complete() as u64, Ordering::Relaxed);
     }
-    let (store_to_sync, sources, keys) = (store.clone(), gathering.sources.len(), gathering.keys);
-    let synced = tokio::task::spawn_blocking(move || match store_to_sync.replica() {
-        Ok(replica) => replica.sync().map_err(|error| store_to_sync.broken(&error)),
-        Err(status) => Err(status),
-    });
-    let synced = matches!(synced.await, Ok(Ok(()))) && store.cover_clock().await.is_ok();
-    if synced && sources > 0 {
+    let (sources, keys) = (gathering.sources.len(), gathering.keys);
+    let kept = store.keep_pulled().await.is_ok();
+    if kept && sources > 0 {
         let nodes = if sources == 1 { "node" } else { "nodes" };
         news!("received {keys} keys from {sources} {nodes}");
     }
-    synced
+    kept
 }
 
 struct Task {
@@ -289,14 +285,15 @@ async fn absorb(
     let page = Page { records, last: page.done, clock: page.clock };
     let me = store.location().me();
     let slot = layout.slot(me, segment).ok_or_else(|| Status::internal("a segment that wasn't asked for"))?;
-    let (store, epoch) = (store.clone(), layout.epoch);
-    let absorbed = tokio::task::spawn_blocking(move || {
-        let replica = store.replica()?;
-        store.0.room.look(replica);
-        replica.absorb(epoch, slot, page).map_err(|refusal| store.refused(&refusal))
-    });
-    // The clock moved with what was taken in. Its mark follows before any stamp above it is given.
-    absorbed.await.map_err(|_error| Status::internal("taking a page in failed"))?
+    let epoch = layout.epoch;
+    // The clock moves with what is taken in. Its mark follows before any stamp above it is given.
+    store
+        .blocking(move |store| {
+            let replica = store.replica()?;
+            store.0.room.look(replica);
+            replica.absorb(epoch, slot, page).map_err(|refusal| store.refused(&refusal))
+        })
+        .await
 }
 
 impl Store {
@@ -407,19 +404,19 @@ async fn serve_segment(store: &Store, epoch: Epoch, asked: Asked, pages: &Pages)
     }
 }
 
-/// The page of a segment that follows a key. Scanning blocks, and may not hold up the runtime.
+/// The page of a segment that follows a key.
 pub(super) async fn snapshot(
     store: &Store,
     epoch: Epoch,
     segment: Segment,
     after: Option<Bytes>,
 ) -> Result<Page, Status> {
-    let store = store.clone();
-    let page = tokio::task::spawn_blocking(move || {
-        let page = store.replica()?.snapshot(epoch, segment, after.as_deref(), PAGE_BYTES);
-        page.map_err(|refusal| refused(&refusal))
-    });
-    page.await.map_err(|_error| Status::internal("reading a page failed"))?
+    store
+        .blocking(move |store| {
+            let page = store.replica()?.snapshot(epoch, segment, after.as_deref(), PAGE_BYTES);
+            page.map_err(|refusal| refused(&refusal))
+        })
+        .await
 }
 
 /// As a leaver: offers what differs here to those owners that stay. The newcomers pull from a

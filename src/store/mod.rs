@@ -165,6 +165,22 @@ impl Store {
         covered.map_err(|error| self.broken(&error))
     }
 
+    /// Makes durable what was pulled, and the clock that moved with it.
+    async fn keep_pulled(&self) -> Result<(), tonic::Status> {
+        self.blocking(|store| store.replica()?.sync().map_err(|error| store.broken(&error))).await?;
+        self.cover_clock().await
+    }
+
+    /// Has work done that may not hold up the runtime. A panic in it is an error of the work alone.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, tonic::Status> + Send + 'static,
+    ) -> Result<T, tonic::Status> {
+        let store = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        done.map_err(|error| tonic::Status::internal(format!("this node failed at it: {error}")))?
+    }
+
     /// The engine or the node's state failed: the node says no more. Unless it only refused what is
     /// too large.
     fn broken(&self, error: &StorageError) -> tonic::Status {

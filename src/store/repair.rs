@@ -160,12 +160,7 @@ pub(super) async fn round(store: &Store, said: &mut (dyn FnMut(Tally) + Send)) -
     }
     let tally = round.tally;
     if tally.keys > 0 {
-        let pulled = store.clone();
-        let synced = tokio::task::spawn_blocking(move || {
-            pulled.replica()?.sync().map_err(|error| pulled.broken(&error))
-        });
-        synced.await.map_err(|_error| Status::internal("making what was pulled durable failed"))??;
-        store.cover_clock().await?;
+        store.keep_pulled().await?;
     }
     Ok(tally)
 }
