@@ -11,53 +11,39 @@
 //! Everything here is dropped when another layout is installed; pages of an older epoch are
 //! refused by the replica.
 
+mod pages;
+
+pub(super) use pages::{MAX_PULLERS, Responses, digests, refused, serve, snapshot};
+
 use super::Store;
-use crate::core::digest::{Digest, PartSet, fingerprint};
 use crate::core::layout::{Layout, Pull, Standing};
 use crate::core::node::{Address, Liveness, NodeId};
-use crate::core::record::Record;
-use crate::core::token::{Epoch, Segment, Token};
+use crate::core::token::Segment;
 use crate::location::Progress;
 use crate::news;
-use crate::replica::{Page, Refusal, Replica};
+use crate::replica::{Page, Replica};
 use crate::wire::convert::{self, id_bytes};
 use crate::wire::store::store_peer_client::StorePeerClient;
 use crate::wire::store::{
     CompareDigestsRequest, KeyedRecord, PullSegmentRequest, PullSegmentResponse, SegmentDigest,
 };
-use crate::wire::{MAX_MESSAGE_BYTES, channel, status};
+use crate::wire::{MAX_MESSAGE_BYTES, channel};
 use bytes::Bytes;
 use prost::Message;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::pin::Pin;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::mpsc;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 /// Segments asked for in one call.
 const SEGMENTS_PER_CALL: usize = 64;
-
-/// A page of a segment, as it is sent: large enough to be worth a message, small enough that a slow receiver
-/// holds little.
-const PAGE_BYTES: usize = 256 << 10;
 
 /// Pause before sources that failed are tried again, and before another look for room on the disk.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
 /// How long a call may go without a page before the source is given up.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a puller may take to make room for a page before it is given up: longer than it waits
-/// for one itself.
-const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Pullers that are served at once, each of which may hold a few pages. Others are told to come
-/// back, and turn to another source meanwhile.
-pub(super) const MAX_PULLERS: usize = 64;
 
 /// How long comparing digests may take.
 pub(super) const COMPARE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -208,23 +194,6 @@ impl Clients {
     }
 }
 
-pub(super) fn digests(
-    store: &Store,
-    epoch: Epoch,
-    segments: &[Segment],
-) -> Result<Vec<SegmentDigest>, Status> {
-    let replica = store.replica()?;
-    let digest = |segment: &Segment| {
-        let digest = replica.digest(epoch, *segment).map_err(|refusal| refused(&refusal))?;
-        Ok(SegmentDigest {
-            segment: segment.0.into(),
-            digest: id_bytes(digest.0),
-            ..SegmentDigest::default()
-        })
-    };
-    segments.iter().map(digest).collect()
-}
-
 /// What came from a source.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Pulled {
@@ -292,129 +261,6 @@ async fn absorb(
             let replica = store.replica()?;
             store.0.room.look(replica);
             replica.absorb(epoch, slot, page).map_err(|refusal| store.refused(&refusal))
-        })
-        .await
-}
-
-impl Store {
-    /// The same, where a failing engine ends the node.
-    pub(super) fn refused(&self, refusal: &Refusal) -> Status {
-        match refusal {
-            Refusal::Storage(error) => self.broken(error),
-            refusal => refused(refusal),
-        }
-    }
-}
-
-pub(super) fn refused(refusal: &Refusal) -> Status {
-    match refusal {
-        Refusal::Stale(_) | Refusal::Behind(_) | Refusal::NotHeld(_) | Refusal::NotCollecting(_) => {
-            Status::failed_precondition(refusal.to_string())
-        }
-        Refusal::Full => Status::resource_exhausted(refusal.to_string()),
-        Refusal::Storage(_) => status::unknown(Code::Aborted, refusal.to_string()),
-    }
-}
-
-/// Pages on their way to a puller.
-pub(super) type Responses = Pin<Box<dyn Stream<Item = Result<PullSegmentResponse, Status>> + Send>>;
-
-/// Serves segments to a puller, page by page, at the puller's pace; `RESOURCE_EXHAUSTED` if there
-/// are [`MAX_PULLERS`] already. No thread waits for a slow puller.
-pub(super) fn serve(store: Store, request: PullSegmentRequest) -> Result<Responses, Status> {
-    let asked = request.segments.into_iter().map(Asked::from_wire);
-    let asked = asked.collect::<Result<Vec<_>, convert::Malformed>>()?;
-    let served = store.0.pullers.clone().try_acquire_owned();
-    let served = served.map_err(|_none_left| {
-        Status::resource_exhausted("this node serves as many pullers as it can; nothing was done")
-    })?;
-    let (sender, receiver) = mpsc::channel(1);
-    let epoch = request.epoch;
-    tokio::spawn(async move {
-        for asked in asked {
-            match serve_segment(&store, epoch, asked, &sender).await {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(status) => {
-                    let _puller_gone = sender.send_timeout(Err(status), TAKE_TIMEOUT).await;
-                    break;
-                }
-            }
-        }
-        drop(served);
-    });
-    Ok(Box::pin(ReceiverStream::new(receiver)))
-}
-
-/// What a puller wants of a segment.
-struct Asked {
-    segment: Segment,
-    digest: Digest,
-    /// Only what is in these parts and not among these fingerprints.
-    lacking: Option<(PartSet, HashSet<u64>)>,
-}
-
-impl Asked {
-    fn from_wire(asked: SegmentDigest) -> Result<Self, convert::Malformed> {
-        let lacking = (asked.parts != 0).then(|| (PartSet(asked.parts), asked.has.into_iter().collect()));
-        let segment = convert::segment(asked.segment)?;
-        Ok(Asked { segment, digest: convert::digest(&asked.digest)?, lacking })
-    }
-
-    fn wants(&self, key: &[u8], record: &Record) -> bool {
-        self.lacking.as_ref().is_none_or(|(parts, has)| {
-            let token = Token::of(key);
-            parts.holds(token) && !has.contains(&fingerprint(token, record.version))
-        })
-    }
-}
-
-type Pages = mpsc::Sender<Result<PullSegmentResponse, Status>>;
-
-/// `false`: the puller is gone, or takes too long.
-async fn serve_segment(store: &Store, epoch: Epoch, asked: Asked, pages: &Pages) -> Result<bool, Status> {
-    let segment = asked.segment;
-    let own = store.replica()?.digest(epoch, segment).map_err(|refusal| refused(&refusal))?;
-    let same = own == asked.digest;
-    let mut after: Option<Bytes> = None;
-    loop {
-        let mut page = match same {
-            true => Page { records: Vec::new(), last: true, clock: store.replica()?.clock().last() },
-            false => snapshot(store, epoch, segment, after.clone()).await?,
-        };
-        after = page.records.last().map(|(key, _)| key.clone()).or(after);
-        let last = page.last;
-        page.records.retain(|(key, record)| asked.wants(key, record));
-        if page.records.is_empty() && !last {
-            continue;
-        }
-        let keyed = |(key, record)| KeyedRecord { key, record: Some(convert::record_to(record)) };
-        let response = PullSegmentResponse {
-            segment: segment.0.into(),
-            records: page.records.into_iter().map(keyed).collect(),
-            done: last,
-            clock: page.clock,
-        };
-        if pages.send_timeout(Ok(response), TAKE_TIMEOUT).await.is_err() {
-            return Ok(false);
-        }
-        if last {
-            return Ok(true);
-        }
-    }
-}
-
-/// The page of a segment that follows a key.
-pub(super) async fn snapshot(
-    store: &Store,
-    epoch: Epoch,
-    segment: Segment,
-    after: Option<Bytes>,
-) -> Result<Page, Status> {
-    store
-        .blocking(move |store| {
-            let page = store.replica()?.snapshot(epoch, segment, after.as_deref(), PAGE_BYTES);
-            page.map_err(|refusal| refused(&refusal))
         })
         .await
 }
@@ -489,71 +335,7 @@ async fn offer_to(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::layout::tests::ring_of;
-    use crate::core::record::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Record, Version};
     use crate::core::token::Slot;
-    use crate::store::tests::member_of;
-    use futures_util::StreamExt;
-
-    #[test]
-    fn pullers_that_take_nothing_hold_no_thread_and_are_bounded() {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_all().max_blocking_threads(1).build().unwrap().block_on(async {
-            let store = member_of(ring_of(1, 3, 4)).await;
-            let (segment, layout) = (Segment(0), store.layout().unwrap());
-            let slot = layout.slot(NodeId(1), segment).unwrap();
-            let record = Record::value(Version { hlc: 1, node: 1 }, vec![0; PAGE_BYTES]);
-            let records = (0..8).map(|key| (Bytes::from(vec![key]), record.clone())).collect();
-            let page = Page { records, last: true, clock: 1 };
-            store.replica().unwrap().absorb(layout.epoch, slot, page).unwrap();
-            let digest = SegmentDigest { digest: vec![0; 16].into(), ..SegmentDigest::default() };
-            let request =
-                PullSegmentRequest { epoch: layout.epoch, segments: vec![digest], ..Default::default() };
-            let pull = || serve(store.clone(), request.clone());
-            let mut served: Vec<Responses> = (0..MAX_PULLERS).map(|_| pull().unwrap()).collect();
-            for pages in &mut served {
-                pages.next().await.unwrap().unwrap();
-            }
-            assert_eq!(pull().map(|_| ()).unwrap_err().code(), Code::ResourceExhausted);
-            let free = tokio::time::timeout(Duration::from_secs(5), tokio::task::spawn_blocking(|| ()));
-            free.await.expect("a thread is free").unwrap();
-            drop(served);
-            while pull().is_err() {
-                tokio::task::yield_now().await;
-            }
-        });
-    }
-
-    #[tokio::test]
-    async fn any_page_fits_a_message() {
-        let store = member_of(ring_of(1, 3, 4)).await;
-        let layout = store.layout().unwrap();
-        let slot = layout.slot(NodeId(1), Segment(0)).unwrap();
-        let record = |value: usize| Record {
-            content_type: "t".repeat(MAX_CONTENT_TYPE_BYTES),
-            expires_at_ms: Some(u64::MAX),
-            ..Record::value(Version { hlc: u64::MAX, node: u64::MAX }, vec![0; value])
-        };
-        let small = (0..20_000).map(|key| (Bytes::from(format!("{key:05}")), record(1)));
-        let large = (0..3).map(|key| (vec![key; MAX_KEY_BYTES].into(), record(MAX_VALUE_BYTES)));
-        let records: Vec<_> = large.chain(small).collect();
-        let all = records.len();
-        let page = Page { records, last: true, clock: 1 };
-        store.replica().unwrap().absorb(layout.epoch, slot, page).unwrap();
-        let digest = SegmentDigest { digest: vec![0; 16].into(), ..SegmentDigest::default() };
-        let request =
-            PullSegmentRequest { epoch: layout.epoch, segments: vec![digest], ..Default::default() };
-        let (mut pages, mut sent) = (serve(store, request).unwrap(), 0);
-        while let Some(page) = pages.next().await.transpose().unwrap() {
-            let bytes = page.encoded_len();
-            assert!(bytes <= MAX_MESSAGE_BYTES, "{bytes} bytes in {} records", page.records.len());
-            // Beside its records it says which segment it is of.
-            let few = bytes <= PAGE_BYTES + 32;
-            assert!(few || page.records.len() == 1, "{bytes} bytes in {} records", page.records.len());
-            sent += page.records.len();
-        }
-        assert_eq!(sent, all);
-    }
 
     #[test]
     fn each_segment_is_gathered_from_as_many_sources_as_it_needs() {
