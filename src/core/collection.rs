@@ -32,6 +32,9 @@ const LIST_BYTES: usize = 16 << 20;
 /// What a record on a list costs beside its key.
 const DEAD_BYTES: usize = 64;
 
+/// No question lists more records.
+pub const MAX_LISTED: usize = CALL_BYTES / DEAD_BYTES;
+
 /// How often the members are asked whether they have installed a collecting layout.
 const TRIES: usize = 10;
 
@@ -428,6 +431,7 @@ mod tests {
         let dead: Dead = (0..20_000).map(|i| (Bytes::from(format!("{i}")), Version::ABSENT)).collect();
         let batches = batches(dead.clone());
         assert!(batches.len() > 1 && batches.iter().all(|b| b.iter().map(cost).sum::<usize>() <= CALL_BYTES));
+        assert!(batches.iter().all(|batch| batch.len() <= MAX_LISTED));
         assert_eq!(batches.concat(), dead);
     }
 }

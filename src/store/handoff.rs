@@ -13,7 +13,9 @@
 
 mod pages;
 
-pub(super) use pages::{MAX_PULLERS, Responses, digests, refused, serve, snapshot};
+pub(super) use pages::{
+    MAX_COMPARED, MAX_PULLERS, Responses, compare, digests, refused, serve, snapshot, tell_digests,
+};
 
 use super::Store;
 use crate::core::layout::{Layout, Pull, Standing};

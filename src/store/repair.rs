@@ -37,9 +37,6 @@ const EVERY: Duration = Duration::from_secs(10);
 /// How often a node looks whether there is a reason to compare sooner.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Segments compared in one call: in answer to each that differs comes a kilobyte.
-const SEGMENTS_PER_CALL: usize = 1024;
-
 /// Fingerprints in one call, 8 bytes each.
 const LISTED_PER_CALL: usize = 256 << 10;
 
@@ -201,7 +198,7 @@ impl Round<'_> {
         segments: &[Segment],
         said: &mut (dyn FnMut(Tally) + Send),
     ) -> Result<(), Status> {
-        for some in segments.chunks(SEGMENTS_PER_CALL) {
+        for some in segments.chunks(handoff::MAX_COMPARED) {
             for (segment, parts) in self.compare(other, some).await? {
                 self.pull(other, segment, parts).await?;
                 self.tally.differing += 1;

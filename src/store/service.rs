@@ -6,7 +6,6 @@ use super::routing::Ended;
 use super::{Store, answer_to_wire, handoff, repair};
 use crate::core::node::NodeId;
 use crate::core::replica_request::{Answer, Ask};
-use crate::core::token::Segment;
 use crate::replica::Request as ReplicaRequest;
 use crate::wire::budget::Held;
 use crate::wire::convert::{self, Malformed};
@@ -57,6 +56,11 @@ fn timeout<T>(request: &Request<T>) -> Duration {
     asked.mul_f64(0.95)
 }
 
+/// What a request holds of the node's budget, where somebody counts it.
+fn held<T>(request: &Request<T>) -> Option<Arc<Held>> {
+    request.extensions().get::<Arc<Held>>().cloned()
+}
+
 /// At most eight digits and a unit, as the gRPC protocol has it.
 fn parse_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -84,7 +88,7 @@ impl StoreApi for Service {
 
     async fn get(&self, request: Request<pb::GetRequest>) -> Result<Response<pb::GetResponse>, Status> {
         let timeout = timeout(&request);
-        let held = request.extensions().get::<Arc<Held>>().cloned();
+        let held = held(&request);
         let found = self.store.get(request.into_inner(), timeout).await?;
         if let Some(held) = held {
             held.grow(found.value.len())?;
@@ -104,14 +108,9 @@ impl StoreApi for Service {
         &self,
         request: Request<pb::DigestsRequest>,
     ) -> Result<Response<pb::DigestsResponse>, Status> {
-        let asked = request.into_inner().segments;
-        let (layout, me) = (self.store.layout()?, self.store.location().me());
-        let segments: Vec<Segment> = match asked.is_empty() {
-            true => layout.slots(me).into_iter().map(|slot| slot.segment).collect(),
-            false => asked.into_iter().map(convert::segment).collect::<Result<_, _>>()?,
-        };
-        let segments = handoff::digests(&self.store, layout.epoch, &segments)?;
-        Ok(Response::new(pb::DigestsResponse { epoch: layout.epoch, segments }))
+        let (held, asked) = (held(&request), request.into_inner().segments);
+        let told = move |store: &Store| handoff::tell_digests(store, asked, held.as_deref());
+        self.store.blocking(told).await.map(Response::new)
     }
 
     type RepairStream = repair::Progressing;
@@ -190,23 +189,11 @@ impl StorePeer for Service {
         &self,
         request: Request<pb::CompareDigestsRequest>,
     ) -> Result<Response<pb::CompareDigestsResponse>, Status> {
-        let request = request.into_inner();
+        let (held, request) = (held(&request), request.into_inner());
         let from = self.store.greeted(&request.from, &request.to, &request.ring_id)?;
         self.store.reach(from, request.epoch).await?;
-        let mut response = pb::CompareDigestsResponse::default();
-        for asked in request.segments {
-            let theirs = convert::digest(&asked.digest)?;
-            let segment = convert::segment(asked.segment)?;
-            let own = self.store.replica()?.parts(request.epoch, segment);
-            let own = own.map_err(|refusal| handoff::refused(&refusal))?;
-            if own.total() != theirs {
-                response.differing.push(asked.segment);
-                if request.in_parts {
-                    response.parts.push(convert::parts_to(&own));
-                }
-            }
-        }
-        Ok(Response::new(response))
+        let compared = move |store: &Store| handoff::compare(store, request, held.as_deref());
+        self.store.blocking(compared).await.map(Response::new)
     }
 }
 

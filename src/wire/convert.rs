@@ -9,6 +9,7 @@ pub use ring::{
 };
 
 use super::store as sp;
+use crate::core::collection::MAX_LISTED;
 use crate::core::digest::{Digest, PARTS, Parts};
 use crate::core::layout::BadLayout;
 use crate::core::node::{NodeId, RingId};
@@ -172,6 +173,9 @@ pub fn record_to(record: Record) -> sp::Record {
 
 /// Records of one segment that are to be collected.
 pub fn garbage(garbage: sp::Garbage) -> Result<(Segment, Vec<(Bytes, Version)>), Malformed> {
+    if garbage.dead.len() > MAX_LISTED {
+        return Err(Malformed::Range("the number of records to collect"));
+    }
     let dead = garbage.dead.into_iter().map(|dead| {
         key(&dead.key)?;
         Ok((dead.key, version(dead.version)))
@@ -209,6 +213,9 @@ mod tests {
         };
         assert!(tombstone("x".repeat(255)).is_ok());
         assert_eq!(tombstone("x".repeat(256)), Err(Malformed::ContentType(256)));
+        let listed = |dead| garbage(sp::Garbage { segment: 1, dead: vec![dead; MAX_LISTED + 1] });
+        let dead = sp::KeyedVersion { key: "k".into(), version: None };
+        assert_eq!(listed(dead), Err(Malformed::Range("the number of records to collect")));
         assert!(consistency(9).is_err());
         assert_eq!(ttl(None), Ok(None));
         assert_eq!(ttl(Some(0)), Err(Malformed::Ttl(BadTtl)));

@@ -5,9 +5,13 @@ use crate::core::record::Record;
 use crate::core::token::{Epoch, Segment, Token};
 use crate::replica::{Page, Refusal};
 use crate::store::Store;
+use crate::wire::budget::Held;
 use crate::wire::convert::{self, id_bytes};
 use crate::wire::status;
-use crate::wire::store::{KeyedRecord, PullSegmentRequest, PullSegmentResponse, SegmentDigest};
+use crate::wire::store::{
+    CompareDigestsRequest, CompareDigestsResponse, DigestsResponse, KeyedRecord, PullSegmentRequest,
+    PullSegmentResponse, SegmentDigest,
+};
 use bytes::Bytes;
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -29,6 +33,12 @@ const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// back, and turn to another source meanwhile.
 pub(in crate::store) const MAX_PULLERS: usize = 64;
 
+/// Segments that are compared in one call: in answer to each that differs comes a kilobyte.
+pub(in crate::store) const MAX_COMPARED: usize = 1024;
+
+/// What one segment takes in an answer with digests: in memory, and once more as it is sent.
+const TOLD_BYTES: usize = size_of::<SegmentDigest>() + 64;
+
 impl Store {
     /// The same, where a failing engine ends the node.
     pub(in crate::store) fn refused(&self, refusal: &Refusal) -> Status {
@@ -47,6 +57,60 @@ pub(in crate::store) fn refused(refusal: &Refusal) -> Status {
         Refusal::Full => Status::resource_exhausted(refusal.to_string()),
         Refusal::Storage(_) => status::unknown(Code::Aborted, refusal.to_string()),
     }
+}
+
+/// The segments of a list from outside, which names each once.
+fn listed(numbers: impl ExactSizeIterator<Item = u32>, most: usize) -> Result<Vec<Segment>, Status> {
+    if numbers.len() > most {
+        return Err(Status::invalid_argument(format!("at most {most} segments can be asked for at once")));
+    }
+    let mut seen = HashSet::with_capacity(numbers.len());
+    let once = |number| {
+        let segment = convert::segment(number)?;
+        match seen.insert(segment) {
+            true => Ok(segment),
+            false => Err(Status::invalid_argument(format!("segment {segment} is listed twice"))),
+        }
+    };
+    numbers.map(once).collect()
+}
+
+/// The digests of these segments, or without any, of all that this node holds. May block.
+pub(in crate::store) fn tell_digests(
+    store: &Store,
+    asked: Vec<u32>,
+    held: Option<&Held>,
+) -> Result<DigestsResponse, Status> {
+    let layout = store.layout()?;
+    let segments = match asked.is_empty() {
+        true => layout.slots(store.location().me()).into_iter().map(|slot| slot.segment).collect(),
+        false => listed(asked.into_iter(), layout.segments.get())?,
+    };
+    held.map_or(Ok(()), |held| held.grow(segments.len() * TOLD_BYTES))?;
+    Ok(DigestsResponse { epoch: layout.epoch, segments: digests(store, layout.epoch, &segments)? })
+}
+
+/// Which of these segments differ from what this node holds. May block.
+pub(in crate::store) fn compare(
+    store: &Store,
+    request: CompareDigestsRequest,
+    held: Option<&Held>,
+) -> Result<CompareDigestsResponse, Status> {
+    let segments = listed(request.segments.iter().map(|asked| asked.segment), MAX_COMPARED)?;
+    let mut response = CompareDigestsResponse::default();
+    for (segment, asked) in segments.into_iter().zip(&request.segments) {
+        let theirs = convert::digest(&asked.digest)?;
+        let own = store.replica()?.parts(request.epoch, segment).map_err(|refusal| refused(&refusal))?;
+        if own.total() != theirs {
+            response.differing.push(asked.segment);
+            if request.in_parts {
+                let parts = convert::parts_to(&own);
+                held.map_or(Ok(()), |held| held.grow(parts.len()))?;
+                response.parts.push(parts);
+            }
+        }
+    }
+    Ok(response)
 }
 
 pub(in crate::store) fn digests(
@@ -72,6 +136,7 @@ pub(in crate::store) type Responses = Pin<Box<dyn Stream<Item = Result<PullSegme
 /// Serves segments to a puller, page by page, at the puller's pace; `RESOURCE_EXHAUSTED` if there
 /// are [`MAX_PULLERS`] already. No thread waits for a slow puller.
 pub(in crate::store) fn serve(store: Store, request: PullSegmentRequest) -> Result<Responses, Status> {
+    listed(request.segments.iter().map(|asked| asked.segment), store.layout()?.segments.get())?;
     let asked = request.segments.into_iter().map(Asked::from_wire);
     let asked = asked.collect::<Result<Vec<_>, convert::Malformed>>()?;
     let served = store.0.pullers.clone().try_acquire_owned();
@@ -177,6 +242,7 @@ mod tests {
     use crate::core::record::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Version};
     use crate::store::tests::member_of;
     use crate::wire::MAX_MESSAGE_BYTES;
+    use crate::wire::budget::Budget;
     use futures_util::StreamExt;
     use prost::Message;
 
@@ -207,6 +273,48 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         });
+    }
+
+    #[tokio::test]
+    async fn a_list_of_segments_names_each_once_and_its_answer_is_counted() {
+        let store = member_of(ring_of(3, 3, 4)).await;
+        let epoch = store.layout().unwrap().epoch;
+        let code = |status: Status| status.code();
+        let told = |asked: &[u32], budget| {
+            let held = Budget::new(budget).hold(0).unwrap();
+            tell_digests(&store, asked.to_vec(), Some(&held)).map(|told| told.segments.len()).map_err(code)
+        };
+        assert_eq!([told(&[], 4096), told(&[3, 1], 4096)], [Ok(4), Ok(2)]);
+        assert_eq!(told(&[1, 3, 1], 4096), Err(Code::InvalidArgument));
+        assert_eq!(told(&[0, 1, 2, 3, 4], 4096), Err(Code::InvalidArgument));
+        assert_eq!(told(&[], 100), Err(Code::ResourceExhausted));
+
+        let list = |segments: &mut dyn Iterator<Item = u32>| -> Vec<SegmentDigest> {
+            let digest = id_bytes(7);
+            let one = |segment| SegmentDigest { segment, digest: digest.clone(), ..Default::default() };
+            segments.map(one).collect()
+        };
+        let compared = |segments: &mut dyn Iterator<Item = u32>, budget| {
+            let held = Budget::new(budget).hold(0).unwrap();
+            let request = CompareDigestsRequest {
+                epoch,
+                segments: list(segments),
+                in_parts: true,
+                ..Default::default()
+            };
+            compare(&store, request, Some(&held)).map(|answer| answer.parts.len()).map_err(code)
+        };
+        assert_eq!(compared(&mut (0..4), 4 << 10), Ok(4));
+        assert_eq!(compared(&mut (0..4), 4 << 9), Err(Code::ResourceExhausted));
+        assert_eq!(compared(&mut [1, 1].into_iter(), 4 << 10), Err(Code::InvalidArgument));
+        let too_many = compared(&mut (0..=MAX_COMPARED as u32), usize::MAX);
+        assert_eq!(too_many, Err(Code::InvalidArgument));
+
+        for wrong in [vec![2, 2], vec![0, 1, 2, 3, 4]] {
+            let segments = list(&mut wrong.into_iter());
+            let pulled = serve(store.clone(), PullSegmentRequest { epoch, segments, ..Default::default() });
+            assert_eq!(pulled.map(|_| ()).map_err(code), Err(Code::InvalidArgument));
+        }
     }
 
     #[tokio::test]
