@@ -14,6 +14,7 @@ fn protocol() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("thrifty.bin"), protox::prost::Message::encode_to_vec(&descriptors))?;
     tonic_prost_build::configure()
         .bytes(".")
+        .codec_path("crate::wire::bounded::Bounded")
         .build_client(true)
         .build_server(std::env::var_os("CARGO_FEATURE_LOCATION").is_some())
         .compile_fds(descriptors)?;

@@ -27,6 +27,7 @@ pub mod store {
     tonic::include_proto!("thrifty.store.v1");
 }
 
+pub mod bounded;
 pub mod budget;
 pub mod channel;
 pub mod convert;

@@ -1,13 +1,14 @@
 //! Raw HTTP/2 from somebody who means harm. While he is at it, and after, the node answers others,
 //! and does not grow.
 
+use crate::bad_input::send_raw;
 use crate::rig::{Node, Rig};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use thrifty::client::Client;
-use thrifty::wire::MAX_STREAMS;
+use thrifty::wire::{MAX_MESSAGE_BYTES, MAX_STREAMS, channel};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -114,6 +115,33 @@ fn answers(rig: &Rig, client: &Client) {
 fn resident(node: &Node<'_>) -> u64 {
     let statm = std::fs::read_to_string(format!("/proc/{}/statm", node.pid())).unwrap();
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// The most that it ever had.
+fn most_resident(node: &Node<'_>) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn messages_of_nothing_but_empty_parts() {
+    let rig = Rig::new();
+    let nodes = rig.ring_of(1);
+    let (client, before) = (good_client(&rig, &nodes[0]), most_resident(&nodes[0]));
+    for (method, part) in [
+        ("/thrifty.store.v1.StorePeer/Link", [0x12, 0]),
+        ("/thrifty.store.v1.StorePeer/CompareDigests", [0x22, 0]),
+        ("/thrifty.store.v1.StorePeer/PullSegment", [0x22, 0]),
+        ("/thrifty.store.v1.Store/Digests", [0x08, 0]),
+    ] {
+        let address = nodes[0].address().parse().unwrap();
+        let message = part.repeat(MAX_MESSAGE_BYTES / 2).into();
+        rig.wait(async { send_raw(&channel::lazy(&address), method, message).await });
+    }
+    answers(&rig, &client);
+    let most = most_resident(&nodes[0]);
+    assert!(most - before < GROWTH, "from {before} to {most} bytes");
 }
 
 #[test]

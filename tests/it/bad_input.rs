@@ -262,7 +262,7 @@ const METHODS: [&str; 20] = [
 ];
 
 /// Sends the bytes of one message, and looks at an answer for a moment if there is one.
-async fn send_raw(channel: &Channel, method: &'static str, message: Bytes) {
+pub(crate) async fn send_raw(channel: &Channel, method: &'static str, message: Bytes) {
     let mut client = tonic::client::Grpc::new(channel.clone());
     client.ready().await.unwrap();
     let mut request = Request::new(tokio_stream::once(message));
