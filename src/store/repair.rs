@@ -91,28 +91,33 @@ pub(super) async fn run(store: Store) {
 struct Reasons {
     epoch: u64,
     away: BTreeSet<NodeId>,
+    /// When it compared itself last.
     last: Option<Duration>,
+    /// When it does so next, if nothing comes up.
+    next: Duration,
 }
 
 impl Reasons {
     /// Whether time is up, the layout is new, or this node was apart from most others and is no more.
     /// Where others were apart, they go first, and by the next time they have caught up: until then
-    /// everything that they lack would look as if this node lacked it.
+    /// everything that they lack would look as if this node lacked it. However often that happens,
+    /// they are waited for no longer than once.
     fn due(&mut self, layout: &Layout, away: BTreeSet<NodeId>, now: Duration) -> bool {
         let met_again = self.away.iter().any(|id| layout.is_member(*id) && !away.contains(id));
         let back = met_again && 2 * self.away.len() >= layout.members.len();
         if met_again && !back {
-            self.compared(now);
+            self.next = self.last.map_or(now, |last| (now + EVERY).min(last + 2 * EVERY));
         }
         // At a collecting layout owners forget, one a moment before the other.
         let new = layout.epoch != self.epoch && !layout.collects();
         self.away = away;
         self.epoch = layout.epoch;
-        layout.members.len() > 1 && (new || back || self.last.is_none_or(|last| now >= last + EVERY))
+        layout.members.len() > 1 && (new || back || now >= self.next)
     }
 
     fn compared(&mut self, now: Duration) {
         self.last = Some(now);
+        self.next = now + EVERY;
     }
 }
 
@@ -310,5 +315,22 @@ mod tests {
         assert!(!reasons.due(&layout, away(&[]), at(12)), "which has some time to catch up");
         assert!(!reasons.due(&layout, away(&[]), at(21)));
         assert!(reasons.due(&layout, away(&[]), at(22)));
+    }
+
+    #[test]
+    fn who_comes_and_goes_keeps_nobody_from_comparing() {
+        let layout = ring_of(3, 3, 4);
+        let flapping = BTreeSet::from([layout.ids().last().unwrap()]);
+        let mut reasons = Reasons::default();
+        let mut compared = Vec::new();
+        for second in 0..60 {
+            let (now, away) =
+                (Duration::from_secs(second), if second % 2 == 1 { &flapping } else { &BTreeSet::new() });
+            if reasons.due(&layout, away.clone(), now) {
+                reasons.compared(now);
+                compared.push(second);
+            }
+        }
+        assert_eq!(compared, [0, 20, 40]);
     }
 }
