@@ -153,7 +153,8 @@ pub(super) async fn round(store: &Store, said: &mut (dyn FnMut(Tally) + Send)) -
             false => Err(Status::unavailable("it is down")),
         };
         if let Err(status) = compared {
-            if status.code() == tonic::Code::FailedPrecondition {
+            let now = store.layout()?;
+            if (now.ring, now.epoch) != (layout.ring, layout.epoch) {
                 return Err(status); // the ring has changed under the round
             }
             tracing::debug!(node = %other, %status, "an owner could not be compared with");
@@ -298,6 +299,10 @@ impl Round<'_> {
 mod tests {
     use super::*;
     use crate::core::layout::tests::ring_of;
+    use crate::store::service::peer_service;
+    use crate::store::tests::member_of;
+    use tonic::transport::Server;
+    use tonic::transport::server::TcpIncoming;
 
     #[test]
     fn who_was_apart_catches_up_first() {
@@ -332,5 +337,27 @@ mod tests {
             }
         }
         assert_eq!(compared, [0, 20, 40]);
+    }
+
+    #[tokio::test]
+    async fn an_owner_whose_address_is_wrong_leaves_out_no_other() {
+        let at_it = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut layout = ring_of(3, 3, 4);
+        for other in &mut layout.members[1..] {
+            other.address = at_it.local_addr().unwrap().to_string().parse().unwrap();
+        }
+        let store = member_of(layout).await;
+        // This very node answers where it looks for the others.
+        let server = Server::builder().add_service(peer_service(store.clone()));
+        tokio::spawn(server.serve_with_incoming(at_it));
+        let mut refused = Vec::new();
+        for id in [NodeId(2), NodeId(3)] {
+            assert_ne!(store.location().liveness(id), Liveness::Down);
+            let request = CompareDigestsRequest { to: id_bytes(id.0), ..Default::default() };
+            let mut client = Clients::default().of(&store, id).unwrap();
+            refused.push(client.compare_digests(request).await.unwrap_err().code());
+        }
+        assert_eq!(refused, [tonic::Code::FailedPrecondition; 2]);
+        assert_eq!(round(&store, &mut |_| ()).await.unwrap().unreachable, 2);
     }
 }
