@@ -28,6 +28,9 @@ fn a_node_that_was_away_catches_up_by_itself() {
     let mut away = nodes.pop().unwrap();
     away.kill();
     rig.sees_down(&peer, &away.address());
+    let partly = rig.tool("storectl", &["--peer", &peer, "repair", "--json"]);
+    let told: serde_json::Value = serde_json::from_slice(&partly.stdout).unwrap();
+    assert_eq!((partly.code, &told["nodes"], &told["unreachable"]), (Some(3), &2.into(), &2.into()));
     write(&rig, &nodes, "meanwhile", 300);
     rig.tool("storectl", &["--peer", &peer, "verify", "--wait", "0.1"]).fails(3, &["could not be compared"]);
     let mut back = away.start_again();
@@ -38,6 +41,7 @@ fn a_node_that_was_away_catches_up_by_itself() {
     assert_eq!(verified["identical"], true);
     let repaired = rig.tool("storectl", &["--peer", &peer, "repair", "--json"]).json();
     assert_eq!((&repaired["nodes"], &repaired["keys"]), (&3.into(), &0.into()));
+    assert_eq!(repaired["unreachable"], 0);
     // What it holds now is enough by itself.
     let config = ClientConfig { consistency: Consistency::One, ..ClientConfig::default() };
     nodes.iter_mut().take(2).for_each(Node::kill);

@@ -134,6 +134,7 @@ pub(crate) async fn repair(target: &Target, json: bool) -> Result<(), Failure> {
                 all.keys += told.keys;
                 all.bytes += told.bytes;
                 all.differing += told.differing;
+                all.unreachable += told.unreachable;
             }
             Err(status) if status.code() == Code::Unavailable => silent_nodes.push(silent(address, &status)),
             Err(status) => return Err(silent(address, &status)),
@@ -146,6 +147,7 @@ pub(crate) async fn repair(target: &Target, json: bool) -> Result<(), Failure> {
             "differing": all.differing,
             "keys": all.keys,
             "bytes": all.bytes,
+            "unreachable": all.unreachable,
         }))?;
     } else {
         let nodes = members.len() - silent_nodes.len();
@@ -154,7 +156,21 @@ pub(crate) async fn repair(target: &Target, json: bool) -> Result<(), Failure> {
             all.keys, all.bytes
         ))?;
     }
-    silent_nodes.into_iter().next().map_or(Ok(()), Err)
+    match silent_nodes.into_iter().next() {
+        Some(silent) => Err(silent),
+        None => all_compared(all.unreachable),
+    }
+}
+
+/// Whether no node missed another owner.
+fn all_compared(unreachable: u64) -> Result<(), Failure> {
+    if unreachable == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "{unreachable} times a node could not be compared with another owner: see `storectl status`, then try again"
+    );
+    Err(Failure::new(Exit::Unavailable, message))
 }
 
 async fn repair_node(
@@ -172,4 +188,17 @@ async fn repair_node(
         }
     }
     Err(Status::unavailable("it stopped half-way"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repair_that_left_an_owner_out_did_not_go_well() {
+        assert!(all_compared(0).is_ok());
+        let failure = all_compared(2).unwrap_err();
+        assert_eq!(failure.exit, Exit::Unavailable);
+        assert!(failure.message.starts_with("2 times"), "{}", failure.message);
+    }
 }
