@@ -174,12 +174,17 @@ impl Gathering {
 
 pub(super) type Client = StorePeerClient<Channel>;
 
-/// Connections of their own for what is large, one a node for as long as this node gathers: votes and
+/// Connections of their own for what is large, one a node for as long as they are needed: votes and
 /// gossip never wait behind pages.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Clients(BTreeMap<NodeId, (Address, Client)>);
 
 impl Clients {
+    /// Closes the connections to all others.
+    pub(super) fn retain(&mut self, wanted: impl Fn(NodeId) -> bool) {
+        self.0.retain(|id, _| wanted(*id));
+    }
+
     pub(super) fn of(&mut self, store: &Store, node: NodeId) -> Result<Client, Status> {
         let address = store.location().address_of(node).ok_or_else(|| Status::unavailable("no address"))?;
         let connect = |address: Address| {

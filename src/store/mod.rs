@@ -46,6 +46,7 @@ use crate::wire::status;
 use crate::wire::store as pb;
 use admission::Admission;
 use commit::{AnyEngine, Committer};
+use handoff::Clients;
 use link::Links;
 use room::{FreeSpace, Room};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -81,8 +82,8 @@ struct Inner {
     pullers: Arc<Semaphore>,
     /// The epoch at which this node found what can be collected; 0 = none.
     garbage_at: AtomicU64,
-    /// Whoever compares this node with other owners.
-    repairing: tokio::sync::Mutex<()>,
+    /// For whoever compares this node with other owners: his connections to them.
+    repairing: tokio::sync::Mutex<Clients>,
     room: Arc<Room>,
     failed: watch::Sender<Option<String>>,
 }

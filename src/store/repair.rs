@@ -72,7 +72,13 @@ pub(super) async fn run(store: Store) {
             continue;
         };
         let away = |id: &NodeId| store.location().liveness(*id) == Liveness::Down;
-        if !reasons.due(&layout, layout.ids().filter(away).collect(), store.now()) {
+        let away: BTreeSet<NodeId> = layout.ids().filter(away).collect();
+        // What was sent on the connection to a node that is cut off may take long to arrive even when it
+        // is back.
+        if let Ok(mut clients) = store.0.repairing.try_lock() {
+            clients.retain(|id| !away.contains(&id));
+        }
+        if !reasons.due(&layout, away, store.now()) {
             continue;
         }
         match round(&store, &mut |_| ()).await {
@@ -124,7 +130,7 @@ impl Reasons {
 /// Compares all segments with all their owners that answer, pulls what is lacking here, and makes it
 /// durable. One round at a time.
 pub(super) async fn round(store: &Store, said: &mut (dyn FnMut(Tally) + Send)) -> Result<Tally, Status> {
-    let _alone = store.0.repairing.lock().await;
+    let mut clients = store.0.repairing.lock().await;
     let layout = store.layout()?;
     if layout.phase != Phase::Stable {
         return Err(status::unavailable("the ring is changing: owners are compared when it is done"));
@@ -140,12 +146,9 @@ pub(super) async fn round(store: &Store, said: &mut (dyn FnMut(Tally) + Send)) -
         }
     }
     let to_compare = shared.values().map(|segments| segments.len() as u64).sum();
-    let mut round = Round {
-        store,
-        layout: &layout,
-        clients: Clients::default(),
-        tally: Tally { to_compare, ..Tally::default() },
-    };
+    clients.retain(|id| shared.contains_key(&id));
+    let tally = Tally { to_compare, ..Tally::default() };
+    let mut round = Round { store, layout: &layout, clients: &mut clients, tally };
     for (other, segments) in shared {
         let up = store.location().liveness(other) != Liveness::Down;
         let compared = match up {
@@ -159,6 +162,8 @@ pub(super) async fn round(store: &Store, said: &mut (dyn FnMut(Tally) + Send)) -
             }
             tracing::debug!(node = %other, %status, "an owner could not be compared with");
             round.tally.unreachable += 1;
+            // What failed may be the connection. The next is a new one.
+            round.clients.retain(|id| id != other);
         }
     }
     let tally = round.tally;
@@ -193,7 +198,7 @@ fn told(tally: Tally, done: bool) -> RepairResponse {
 struct Round<'a> {
     store: &'a Store,
     layout: &'a Arc<Layout>,
-    clients: Clients,
+    clients: &'a mut Clients,
     tally: Tally,
 }
 
