@@ -29,10 +29,8 @@ const PEERS: usize = 64 << 20;
 /// The part of either that one connection may have.
 const SHARES: usize = 8;
 
-/// Links of other nodes: more than the largest ring has to one node.
-const LINKS: usize = 1024;
-
-/// And on one connection. There is one; after it failed another one may begin before it is gone.
+/// Links on one connection. There is one; after it failed another one may begin before it is gone.
+/// How many there are in all is for the store to bound, which learns whose they are.
 const LINKS_OF_ONE: usize = 4;
 
 /// What a request counts beside its message: its stream, its headers, its task.
@@ -41,7 +39,8 @@ const REQUEST: usize = 4 << 10;
 /// How long a request may take to arrive. Over plain HTTP it is told so a little earlier.
 const ARRIVAL: Duration = Duration::from_secs(12);
 
-/// The stream between two nodes lives as long as they do.
+/// The stream between two nodes lives as long as they do. How long it may take to say whose it is the
+/// store knows.
 const LINK: &str = "/thrifty.store.v1.StorePeer/Link";
 
 /// What a node's requests may take, or those of one connection.
@@ -57,7 +56,7 @@ impl Budgets {
     /// Those of a node, with the one that a store has for its clients.
     pub(super) fn new(clients: Option<Arc<Budget>>) -> Arc<Self> {
         let clients = clients.unwrap_or_else(|| Budget::new(CLIENTS));
-        Arc::new(Budgets { clients, peers: Budget::new(PEERS), links: Budget::new(LINKS) })
+        Arc::new(Budgets { clients, peers: Budget::new(PEERS), links: Budget::new(LINKS_OF_ONE) })
     }
 
     /// Those of another connection.
@@ -66,7 +65,7 @@ impl Budgets {
         Arc::new(Budgets {
             clients: share(&self.clients),
             peers: share(&self.peers),
-            links: self.links.share(LINKS_OF_ONE),
+            links: Budget::new(LINKS_OF_ONE),
         })
     }
 

@@ -7,6 +7,7 @@
 //! - [`commit`]: group commit, and questions to this node's own replica
 //! - [`link`]: questions to other nodes
 //! - [`answers`]: the answering end of a link
+//! - `callers`: who has a link to this node, and for how long
 //! - `admission`: how many requests are taken in, and worked on at once
 //! - [`room`]: writes that are refused before the disk is full
 //! - [`turns`]: requests for one key in turn
@@ -19,6 +20,7 @@
 
 mod admission;
 pub mod answers;
+mod callers;
 mod collect;
 pub mod commit;
 mod coordinator;
@@ -45,6 +47,7 @@ use crate::wire::convert;
 use crate::wire::status;
 use crate::wire::store as pb;
 use admission::Admission;
+use callers::Callers;
 use commit::{AnyEngine, Committer};
 use handoff::Clients;
 use link::Links;
@@ -73,6 +76,7 @@ struct Inner {
     location: OnceLock<Location>,
     committer: OnceLock<Committer>,
     links: Links,
+    callers: Callers,
     turns: Turns,
     admission: Arc<Admission>,
     budget: Arc<Budget>,
@@ -112,6 +116,7 @@ impl Store {
             location: OnceLock::new(),
             committer: OnceLock::new(),
             links: Links::new(state.id),
+            callers: Callers::default(),
             turns: Turns::default(),
             admission: Admission::new(),
             budget: Budget::new(MAX_BYTES),

@@ -1,6 +1,7 @@
 //! The gRPC services `Store` and `StorePeer`.
 
 use super::answers::{Answering, Answers};
+use super::callers::Place;
 use super::commit::{Asked, Done, value_bytes};
 use super::routing::Ended;
 use super::{Store, answer_to_wire, handoff, repair};
@@ -23,6 +24,9 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest deadline that is honoured.
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a link may take to say whose it is, which is the first that a node says over it.
+const HELLO: Duration = Duration::from_secs(3);
 
 /// What questions of a newer epoch may hold while its layout is being installed here, in KiB: 4096
 /// small ones, which is more than come in the moment that it takes. Past that they get no answer.
@@ -126,23 +130,10 @@ impl StorePeer for Service {
 
     async fn link(&self, request: Request<Streaming<pb::LinkRequest>>) -> Result<Response<Answers>, Status> {
         let (sender, answers) = Answers::channel();
-        let (store, mut frames) = (self.store.clone(), request.into_inner());
+        let (store, frames) = (self.store.clone(), request.into_inner());
+        let stranger = store.0.callers.take(None);
         tokio::spawn(async move {
-            let served = async {
-                let hello = frames.message().await?.and_then(|frame| frame.hello);
-                let hello = hello.ok_or(Malformed::Missing("the link's hello"))?;
-                let from = store.greeted(&hello.from, &hello.to, &hello.ring_id)?;
-                while let Some(frame) = frames.message().await? {
-                    for question in frame.questions {
-                        if !sender.room().await {
-                            return Ok(());
-                        }
-                        store.answer(from, question, &sender).await?;
-                    }
-                }
-                Ok::<(), Status>(())
-            };
-            if let Err(status) = served.await {
+            if let Err(status) = store.serve_link(stranger, frames, &sender).await {
                 tracing::debug!(%status, "a link to this node ended");
             }
         });
@@ -198,6 +189,38 @@ impl StorePeer for Service {
 }
 
 impl Store {
+    /// Answers what comes over a link, once it is known whose it is.
+    async fn serve_link(
+        &self,
+        mut stranger: Place,
+        mut frames: Streaming<pb::LinkRequest>,
+        answers: &Answering,
+    ) -> Result<(), Status> {
+        let hello = async {
+            let first = tokio::time::timeout(HELLO, frames.message()).await;
+            first.map_err(|_elapsed| status::unavailable("the link's hello did not come in time"))?
+        };
+        let hello = stranger.keeps(hello).await?.and_then(|frame| frame.hello);
+        let hello = hello.ok_or(Malformed::Missing("the link's hello"))?;
+        let from = self.greeted(&hello.from, &hello.to, &hello.ring_id)?;
+        let mut place = match self.layout()?.is_member(from) {
+            true => self.0.callers.take(Some(from)),
+            false => stranger,
+        };
+        let questions = async {
+            while let Some(frame) = frames.message().await? {
+                for question in frame.questions {
+                    if !answers.room().await {
+                        return Ok(());
+                    }
+                    self.answer(from, question, answers).await?;
+                }
+            }
+            Ok(())
+        };
+        place.keeps(questions).await
+    }
+
     /// Who asks, if he means this node in this ring.
     fn greeted(&self, from: &[u8], to: &[u8], ring_id: &[u8]) -> Result<NodeId, Status> {
         if convert::node_id(to)? != self.location().me() {

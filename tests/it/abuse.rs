@@ -33,8 +33,13 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A put over gRPC, as HPACK without tables or Huffman code has it.
+/// A put over gRPC.
 fn headers() -> Vec<u8> {
+    headers_of("/thrifty.store.v1.Store/Put")
+}
+
+/// A gRPC request, as HPACK without tables or Huffman code has it.
+fn headers_of(path: &str) -> Vec<u8> {
     let mut block = vec![0x83, 0x86];
     let mut add = |name: &str, value: &str| {
         block.extend([0, name.len() as u8]);
@@ -42,7 +47,7 @@ fn headers() -> Vec<u8> {
         block.push(value.len() as u8);
         block.extend(value.bytes());
     };
-    add(":path", "/thrifty.store.v1.Store/Put");
+    add(":path", path);
     add(":authority", "127.0.0.1");
     add("content-type", "application/grpc");
     add("te", "trailers");
@@ -215,6 +220,26 @@ fn many_that_say_nothing() {
     let grown = resident(&nodes[0]).saturating_sub(before);
     println!("{} idle connections: {} KiB each", idle.len(), (grown >> 10) / many as u64);
     assert!(grown < (many as u64) * (64 << 10), "{grown} bytes");
+}
+
+#[test]
+fn links_that_say_nothing_keep_no_node_from_talking() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(2);
+    let block = headers_of("/thrifty.store.v1.StorePeer/Link");
+    let links: Vec<u8> = (0..4).flat_map(|n| frame(HEADERS, END_HEADERS, n * 2 + 1, &block)).collect();
+    let idle: Vec<_> = nodes
+        .iter()
+        .flat_map(|node| (0..256).map(|_| (begin(node), links.clone())))
+        .map(|(mut stream, links)| stream.write_all(&links).map(|()| stream).unwrap())
+        .collect();
+    nodes.push(rig.join("3", &nodes[0].address()));
+    rig.settled(&nodes);
+    let client = good_client(&rig, &nodes[2]);
+    for number in 0..20 {
+        rig.wait(client.put(format!("key/{number}"), "value")).unwrap();
+    }
+    drop(idle);
 }
 
 #[test]
