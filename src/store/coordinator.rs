@@ -5,7 +5,7 @@ use super::commit::{Asked, Done};
 use super::link::{Replies, Reply};
 use super::{Store, answer_from_wire};
 use crate::core::layout::Layout;
-use crate::core::node::{Moment, NodeId};
+use crate::core::node::{Liveness, Moment, NodeId};
 use crate::core::quorum::Consistency;
 use crate::core::read::Read;
 use crate::core::record::{Record, Version};
@@ -296,6 +296,10 @@ impl Store {
                 // The layout that this request goes by was installed here first.
                 Asked::Behind(_) => Ok(Answer::Silence),
             };
+        }
+        // What is dead would only have its values pile up here. It catches up when it is back.
+        if matches!(ask, Ask::Write(_)) && self.location().liveness(node) == Liveness::Down {
+            return Ok(Answer::Silence);
         }
         let (Some(address), Ok(layout)) = (self.location().address_of(node), self.layout()) else {
             return Ok(Answer::Silence);

@@ -11,6 +11,7 @@
 //! kept ([`Reply`]), since only the first may be sent again as a new request.
 
 use crate::core::node::{Address, NodeId, RingId};
+use crate::wire::budget::{Budget, Held};
 use crate::wire::convert::id_bytes;
 use crate::wire::store::store_peer_client::StorePeerClient;
 use crate::wire::store::{Answer, LinkHello, LinkRequest, Question, answer, question};
@@ -31,6 +32,10 @@ pub(super) const FRAME_ITEMS: usize = 512;
 /// Questions that may be queued for one node. Past that they are not sent at all.
 const QUEUE: usize = 8192;
 
+/// Bytes of values that they may hold, in either queue: what a node that hangs can make this one keep
+/// until its connection is found to be broken.
+const QUEUE_BYTES: usize = 32 << 20;
+
 /// Questions that may be sent and unanswered: what a node that hangs can make this one hold.
 const MAX_PENDING: usize = 65_536;
 
@@ -50,7 +55,14 @@ pub enum Reply {
 /// The answer to a question, when it comes. If the sender is dropped, the question never left.
 pub type Replies = oneshot::Receiver<Reply>;
 
-type Ask = (question::Ask, oneshot::Sender<Reply>);
+/// A question that waits to be sent.
+#[derive(Debug)]
+struct Ask {
+    ask: question::Ask,
+    reply: oneshot::Sender<Reply>,
+    /// Of the queue's bytes.
+    _held: Held,
+}
 
 /// The links of one node to all others.
 #[derive(Debug)]
@@ -64,6 +76,25 @@ struct Lane {
     address: Address,
     ring: RingId,
     queue: mpsc::Sender<Ask>,
+    budget: Arc<Budget>,
+}
+
+impl Lane {
+    /// A lane that is driven by a task of its own.
+    fn open(me: NodeId, to: NodeId, address: &Address, ring: RingId) -> Self {
+        let (queue, questions) = mpsc::channel(QUEUE);
+        let hello = LinkHello { from: id_bytes(me.0), to: id_bytes(to.0), ring_id: id_bytes(ring.0) };
+        tokio::spawn(run(address.clone(), hello, questions));
+        Lane { address: address.clone(), ring, queue, budget: Budget::new(QUEUE_BYTES) }
+    }
+
+    /// Queues a question. If there is no room for it the node hangs or is overloaded; dropping the
+    /// question says that it never left.
+    fn put(&self, ask: question::Ask, reply: oneshot::Sender<Reply>) {
+        if let Ok(held) = self.budget.hold(size_of_ask(&ask)) {
+            let _full_or_broken = self.queue.try_send(Ask { ask, reply, _held: held });
+        }
+    }
 }
 
 impl Links {
@@ -77,21 +108,16 @@ impl Links {
         let (reply, replies) = oneshot::channel();
         let large = size_of_ask(&ask) > SMALL;
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |lane: &&Lane| lane.address == *address && lane.ring == ring && !lane.queue.is_closed();
-        let ask = match lanes.get(&(to, large)).filter(fits) {
-            Some(lane) => match lane.queue.try_send((ask, reply)) {
-                Ok(()) => return replies,
-                // Full: it hangs or is overloaded. Dropping the question says that it never left.
-                Err(mpsc::error::TrySendError::Full(_)) => return replies,
-                Err(mpsc::error::TrySendError::Closed(ask)) => ask,
-            },
-            None => (ask, reply),
-        };
-        let (queue, questions) = mpsc::channel(QUEUE);
-        let _never_full = queue.try_send(ask);
-        lanes.insert((to, large), Lane { address: address.clone(), ring, queue });
-        let hello = LinkHello { from: id_bytes(self.me.0), to: id_bytes(to.0), ring_id: id_bytes(ring.0) };
-        tokio::spawn(run(address.clone(), hello, questions));
+        let fits = |lane: &Lane| lane.address == *address && lane.ring == ring && !lane.queue.is_closed();
+        let lane = lanes
+            .entry((to, large))
+            .and_modify(|lane| {
+                if !fits(lane) {
+                    *lane = Lane::open(self.me, to, address, ring);
+                }
+            })
+            .or_insert_with(|| Lane::open(self.me, to, address, ring));
+        lane.put(ask, reply);
         replies
     }
 
@@ -182,10 +208,10 @@ impl Open {
         let mut frame = LinkRequest { hello: None, questions: Vec::with_capacity(self.taken.len()) };
         let mut bytes = 0;
         let mut taken = std::mem::take(&mut self.taken).into_iter();
-        for (ask, reply) in taken.by_ref() {
-            bytes += size_of_ask(&ask);
+        for Ask { ask, reply, _held } in taken.by_ref() {
             // The asker may have given up meanwhile.
             if !reply.is_closed() && self.waiting.len() < MAX_PENDING {
+                bytes += size_of_ask(&ask);
                 let number = self.next;
                 self.next += 1;
                 self.waiting.insert(number, reply);
@@ -261,8 +287,9 @@ impl Drop for Questions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::store::{Nothing, ReadQuestion};
+    use crate::wire::store::{Nothing, ReadQuestion, Record, WriteQuestion};
     use futures_util::{FutureExt, StreamExt};
+    use tokio::sync::oneshot::error::TryRecvError;
 
     /// A line with as many questions as there are replies, of which the first is sent.
     fn line(questions: usize) -> (Arc<Line>, Questions, mpsc::Sender<Ask>, Vec<Replies>) {
@@ -271,13 +298,37 @@ mod tests {
         let mut frames = Questions { hello: None, line: line.clone() };
         let ask = || {
             let (reply, replies) = oneshot::channel();
-            queue.try_send((question::Ask::Read(ReadQuestion::default()), reply)).unwrap();
+            let held = Budget::new(0).hold(0).unwrap();
+            let ask = question::Ask::Read(ReadQuestion::default());
+            queue.try_send(Ask { ask, reply, _held: held }).unwrap();
             replies
         };
         let mut replies = vec![ask()];
         assert_eq!(frames.next().now_or_never().unwrap().unwrap().questions.len(), 1);
         replies.extend((1..questions).map(|_| ask()));
         (line, frames, queue, replies)
+    }
+
+    #[tokio::test]
+    async fn values_beyond_what_may_be_queued_are_never_sent() {
+        let links = Links::new(NodeId(1));
+        let address = "127.0.0.1:1".parse().unwrap();
+        let megabyte = Record { value: Some(vec![0; 1 << 20].into()), ..Record::default() };
+        let ask = |record: &Record| {
+            let write = WriteQuestion { record: Some(record.clone()), ..WriteQuestion::default() };
+            links.ask(NodeId(2), &address, RingId(3), question::Ask::Write(write))
+        };
+        let mut queued: Vec<_> = (0..QUEUE_BYTES >> 20).map(|_| ask(&megabyte)).collect();
+        assert!(queued.iter_mut().all(|replies| matches!(replies.try_recv(), Err(TryRecvError::Empty))));
+        assert_eq!(ask(&megabyte).try_recv().unwrap_err(), TryRecvError::Closed, "it never left");
+        assert_eq!(ask(&Record::default()).try_recv().unwrap_err(), TryRecvError::Empty, "another lane");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_not_sent() {
+        let (_line, mut frames, _queue, mut replies) = line(3);
+        drop(replies.remove(1));
+        assert_eq!(frames.next().now_or_never().unwrap().unwrap().questions.len(), 1);
     }
 
     #[test]

@@ -243,6 +243,35 @@ fn links_that_say_nothing_keep_no_node_from_talking() {
 }
 
 #[test]
+fn values_for_a_node_that_hangs() {
+    let rig = Rig::new();
+    let first = rig.node("1", &rig.any_port(), &["--bootstrap", "--memory"]);
+    let join = |name| rig.node(name, &rig.any_port(), &["--peer", &first.address(), "--memory"]);
+    let (second, third) = (join("2"), join("3"));
+    let nodes = [first, second, third];
+    rig.settled(&nodes);
+    let [first, second, hung] = &nodes;
+    let client = rig.client(&[first.address(), second.address()]);
+    let value = vec![b'x'; 1 << 20];
+    rig.wait(client.put("big", value.clone())).unwrap();
+    let before = [first, second].map(resident);
+    hung.signal("STOP");
+    let mut written = 0;
+    // Those that the node that hangs should coordinate may have an unknown outcome.
+    crate::rig::until("megabytes are written", || {
+        written += u32::from(rig.wait(client.put("big", value.clone())).is_ok());
+        (written == 300).then_some(())
+    });
+    for (node, before) in [first, second].into_iter().zip(before) {
+        let grown = resident(node).saturating_sub(before);
+        println!("grew by {} MiB", grown >> 20);
+        // Half of what was written.
+        assert!(grown < 150 << 20, "from {before} by {grown} bytes");
+    }
+    hung.signal("CONT");
+}
+
+#[test]
 fn answers_that_nobody_reads() {
     let rig = Rig::new();
     let nodes = rig.ring_of(1);
