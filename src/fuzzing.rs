@@ -47,6 +47,9 @@ pub const TARGETS: [Target; 8] = [
     ("gossip", gossip),
 ];
 
+/// By the clock of the node that takes it in.
+const NOW_MS: u64 = 1_800_000_000_000;
+
 /// What was decoded is encoded and decoded to the same again.
 fn survives<M: Message + Default, T: Clone + PartialEq + Debug>(
     value: &T,
@@ -197,6 +200,7 @@ pub fn store_messages(bytes: &[u8]) {
         }),
         5 => decoded(bytes, |page: sp::PullSegmentResponse| {
             convert::segment(page.segment)?;
+            convert::stamp(page.clock, NOW_MS)?;
             let keyed = page.records.into_iter();
             keyed.map(|keyed| (keyed.key, keyed.record)).try_for_each(|(key, of)| keyed_record(&key, of))
         }),
@@ -223,8 +227,9 @@ fn request(request: &forwarded_request::Request) -> Result<(), Malformed> {
 
 fn keyed_record(key: &Bytes, record: Option<sp::Record>) -> Result<(), Malformed> {
     convert::key(key)?;
-    let record = convert::record(record.ok_or(Malformed::Missing("a record"))?)?;
-    survives(&record, convert::record_to, convert::record);
+    let taken_in = |record| convert::record(record, NOW_MS);
+    let record = taken_in(record.ok_or(Malformed::Missing("a record"))?)?;
+    survives(&record, convert::record_to, taken_in);
     // What comes over the wire can be stored, and is read back as it was.
     let mut stored = Vec::new();
     codec::encode(&record, &mut stored);
@@ -251,9 +256,9 @@ fn link_answer(answer: WireAnswer) {
         assert!(!(unknown && status::nothing_done(&routing::status_of(failure))));
         return;
     }
-    let answer = store::answer_from_wire(answer);
+    let answer = store::answer_from_wire(answer, NOW_MS);
     if answer != Answer::Silence {
-        assert_eq!(store::answer_from_wire(store::answer_to_wire(answer.clone())), answer);
+        assert_eq!(store::answer_from_wire(store::answer_to_wire(answer.clone()), NOW_MS), answer);
     }
 }
 

@@ -25,6 +25,16 @@ pub fn wall_ms(stamp: Stamp) -> u64 {
 /// this much running time, and a restart skips at most this much of the stamp space.
 pub const MARK_AHEAD_MS: u64 = 10_000;
 
+/// How far ahead of this node's wall clock a stamp of somebody else may be, in milliseconds: a hundred
+/// years. Whoever takes one on goes on from there, durably, so that one from the end of time would
+/// leave him no stamps. Far more than clocks differ, also where one was never set and began in 1970.
+pub const MAX_AHEAD_MS: u64 = 100 * 366 * 24 * 3_600_000;
+
+/// Whether a stamp of somebody else may be taken note of.
+pub fn is_credible(stamp: Stamp, now_ms: u64) -> bool {
+    stamp <= at_ms(now_ms.saturating_add(MAX_AHEAD_MS))
+}
+
 /// One node's clock.
 #[derive(Debug, Clone)]
 pub struct Clock {
@@ -39,13 +49,13 @@ impl Clock {
         Clock { last: if planted(Mutant::ClockFromZero) { 0 } else { mark }, mark }
     }
 
-    /// A stamp above all that this clock gave or saw.
-    pub fn tick(&mut self, now_ms: u64) -> Stamp {
-        self.last = (self.last.saturating_add(1)).max(at_ms(now_ms));
-        self.last
+    /// A stamp above all that this clock gave or saw. `None`: there is none.
+    pub fn tick(&mut self, now_ms: u64) -> Option<Stamp> {
+        self.last = self.last.checked_add(1)?.max(at_ms(now_ms));
+        Some(self.last)
     }
 
-    /// Takes note of a stamp of somebody else.
+    /// Takes note of a stamp of somebody else, which is credible ([`is_credible`]).
     pub fn observe(&mut self, stamp: Stamp) {
         self.last = self.last.max(stamp);
     }
@@ -82,7 +92,7 @@ mod tests {
         let mut clock = Clock::resume(0);
         let mut last = 0;
         for now in [5_000, 5_000, 4_000, 0, 6_000, 5_999] {
-            let stamp = clock.tick(now);
+            let stamp = clock.tick(now).unwrap();
             assert!(stamp > last);
             last = stamp;
         }
@@ -97,7 +107,17 @@ mod tests {
         clock.marked(mark);
         assert_eq!(clock.mark_due(), None);
         let before = clock.tick(1);
-        assert!(Clock::resume(mark).tick(0) > before);
+        assert!(before.is_some() && Clock::resume(mark).tick(0) > before);
+    }
+
+    #[test]
+    fn no_stamp_is_given_twice_at_the_end_of_time_and_none_from_there_is_credible() {
+        let mut clock = Clock::resume(Stamp::MAX - 1);
+        assert_eq!([clock.tick(5), clock.tick(5)], [Some(Stamp::MAX), None]);
+        let now = 1_800_000_000_000;
+        assert!(is_credible(0, now) && is_credible(at_ms(now + MAX_AHEAD_MS), now));
+        assert!(is_credible(at_ms(now), 0), "by a clock that was never set");
+        assert!(!is_credible(at_ms(now + MAX_AHEAD_MS) + 1, now) && !is_credible(Stamp::MAX, now));
     }
 
     #[test]

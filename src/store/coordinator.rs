@@ -127,7 +127,7 @@ impl Waiting {
                         Pin::new(answer).poll(context).map(|a| a.unwrap_or(Answer::Silence))
                     }
                     Coming::Peer(replies) => Pin::new(replies).poll(context).map(|reply| match reply {
-                        Ok(Reply::Answer(answer)) => answer_from_wire(answer),
+                        Ok(Reply::Answer(answer)) => answer_from_wire(answer, wall_ms()),
                         Ok(Reply::Lost) | Err(_) => Answer::Silence,
                     }),
                 };
@@ -156,6 +156,9 @@ impl Store {
         let layout = self.layout()?;
         let now = wall_ms();
         let hlc = self.replica()?.clock().tick(now);
+        let hlc = hlc.ok_or_else(|| {
+            crate::wire::status::unavailable("this node's clock has no stamps left; nothing was done")
+        })?;
         self.cover_clock().await?;
         let version = Version { hlc, node: self.location().me().low() };
         let Content { value, content_type, ttl } = content;

@@ -21,7 +21,7 @@ use super::Store;
 use crate::core::layout::{Layout, Pull, Standing};
 use crate::core::node::{Address, Liveness, NodeId};
 use crate::core::token::Segment;
-use crate::location::Progress;
+use crate::location::{Progress, wall_ms};
 use crate::news;
 use crate::replica::{Page, Replica};
 use crate::wire::convert::{self, id_bytes};
@@ -252,13 +252,15 @@ async fn absorb(
     segment: Segment,
     page: PullSegmentResponse,
 ) -> Result<(), Status> {
+    let now = wall_ms();
     let record = |keyed: KeyedRecord| {
         convert::key(&keyed.key)?;
-        let record = convert::record(keyed.record.ok_or(convert::Malformed::Missing("a record"))?)?;
+        let record = keyed.record.ok_or(convert::Malformed::Missing("a record"))?;
+        let record = convert::record(record, now)?;
         Ok((keyed.key, record))
     };
     let records = page.records.into_iter().map(record).collect::<Result<Vec<_>, convert::Malformed>>()?;
-    let page = Page { records, last: page.done, clock: page.clock };
+    let page = Page { records, last: page.done, clock: convert::stamp(page.clock, now)? };
     let me = store.location().me();
     let slot = layout.slot(me, segment).ok_or_else(|| Status::internal("a segment that wasn't asked for"))?;
     let epoch = layout.epoch;

@@ -35,6 +35,7 @@ pub mod turns;
 use crate::core::clock::Clock;
 use crate::core::layout::Layout;
 use crate::core::node::NodeId;
+use crate::core::record::Version;
 use crate::core::replica_request::Answer;
 use crate::core::token::Epoch;
 use crate::location::state::NodeState;
@@ -291,16 +292,20 @@ impl SegmentHost for Store {
 }
 
 /// A replica's answer as it came over a link. One that makes no sense is as good as none.
-pub(crate) fn answer_from_wire(answer: pb::answer::Answer) -> Answer {
+pub(crate) fn answer_from_wire(answer: pb::answer::Answer, now_ms: u64) -> Answer {
     use pb::answer::Answer as Wire;
+    let of = |answer: fn(Version) -> Answer, version: pb::Version| {
+        let credible = convert::stamp(version.hlc, now_ms);
+        credible.map_or(Answer::Silence, |_| answer(convert::version(Some(version))))
+    };
     match answer {
-        Wire::Accepted(version) => Answer::Accepted(convert::version(Some(version))),
-        Wire::Superseded(version) => Answer::Superseded(convert::version(Some(version))),
+        Wire::Accepted(version) => of(Answer::Accepted, version),
+        Wire::Superseded(version) => of(Answer::Superseded, version),
         Wire::Record(record) if record.version.is_none() => Answer::Record(None),
         Wire::Record(record) => {
-            convert::record(record).map_or(Answer::Silence, |record| Answer::Record(Some(record)))
+            convert::record(record, now_ms).map_or(Answer::Silence, |record| Answer::Record(Some(record)))
         }
-        Wire::Version(version) => Answer::Version(convert::version(Some(version))),
+        Wire::Version(version) => of(Answer::Version, version),
         Wire::StaleEpoch(epoch) => Answer::Stale(epoch),
         Wire::NoSpace(_) => Answer::NoSpace,
         Wire::Silence(_)
@@ -330,7 +335,7 @@ pub(crate) fn answer_to_wire(answer: Answer) -> pb::answer::Answer {
 mod tests {
     use super::*;
     use crate::core::layout::Kind;
-    use crate::core::record::{Record, Version};
+    use crate::core::record::Record;
     use crate::core::token::{Segment, Slot, Token};
     use crate::location::{LocationConfig, agent};
     use crate::storage::engine::{Engine, Entry};

@@ -7,6 +7,7 @@ use super::routing::Ended;
 use super::{Store, answer_to_wire, handoff, repair};
 use crate::core::node::NodeId;
 use crate::core::replica_request::{Answer, Ask};
+use crate::location::wall_ms;
 use crate::replica::Request as ReplicaRequest;
 use crate::wire::budget::Held;
 use crate::wire::convert::{self, Malformed};
@@ -266,7 +267,8 @@ impl Store {
             }
             question::Ask::Write(write) => {
                 convert::key(&write.key)?;
-                let record = convert::record(write.record.ok_or(Malformed::Missing("a record"))?)?;
+                let record = write.record.ok_or(Malformed::Missing("a record"))?;
+                let record = convert::record(record, wall_ms())?;
                 ReplicaRequest { epoch: write.epoch, key: write.key, ask: Ask::Write(record) }
             }
             question::Ask::Read(read) => {
@@ -350,6 +352,29 @@ mod tests {
         let first = answers.next().await.unwrap().unwrap().answers.remove(0);
         assert_eq!(first.number, waiting, "the others wait");
         assert!(matches!(first.answer, Some(answer::Answer::Silence(_))));
+    }
+
+    #[tokio::test]
+    async fn a_stamp_from_the_end_of_time_is_refused_and_moves_no_clock() {
+        let layout = ring_of(1, 3, 4);
+        let store = member_of(layout.clone()).await;
+        let (sender, _answers) = Answers::channel();
+        let record =
+            pb::Record { version: Some(pb::Version { hlc: u64::MAX, node: 2 }), ..Default::default() };
+        let ask = pb::WriteQuestion { epoch: layout.epoch, key: "k".into(), record: Some(record.clone()) };
+        let question = pb::Question { number: 1, ask: Some(question::Ask::Write(ask)) };
+        let refused = store.answer(NodeId(2), question, &sender).await.unwrap_err();
+        assert!(refused.message().contains("ahead of this node's clock"), "{refused}");
+        let version = record.version.unwrap();
+        for answer in [
+            answer::Answer::Superseded(version),
+            answer::Answer::Version(version),
+            answer::Answer::Accepted(version),
+            answer::Answer::Record(record),
+        ] {
+            assert_eq!(crate::store::answer_from_wire(answer, wall_ms()), Answer::Silence);
+        }
+        assert!(store.replica().unwrap().clock().last() < u64::MAX);
     }
 
     #[test]

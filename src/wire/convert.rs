@@ -9,6 +9,7 @@ pub use ring::{
 };
 
 use super::store as sp;
+use crate::core::clock::{Stamp, is_credible};
 use crate::core::collection::MAX_LISTED;
 use crate::core::digest::{Digest, PARTS, Parts};
 use crate::core::layout::BadLayout;
@@ -44,6 +45,9 @@ pub enum Malformed {
     /// A time to live of nothing, or of far too long.
     #[error(transparent)]
     Ttl(#[from] BadTtl),
+    /// A stamp from so far in the future that no clock gave it.
+    #[error("the stamp {0:x} is more than a hundred years ahead of this node's clock")]
+    Stamp(Stamp),
     /// A layout that contradicts itself.
     #[error(transparent)]
     Layout(#[from] BadLayout),
@@ -146,15 +150,22 @@ pub fn version_to(version: Version) -> sp::Version {
     sp::Version { hlc: version.hlc, node: version.node }
 }
 
-/// A record, with its lengths checked.
-pub fn record(record: sp::Record) -> Result<Record, Malformed> {
+/// Checks a stamp of another node by this one's wall clock.
+pub fn stamp(stamp: Stamp, now_ms: u64) -> Result<Stamp, Malformed> {
+    if is_credible(stamp, now_ms) { Ok(stamp) } else { Err(Malformed::Stamp(stamp)) }
+}
+
+/// A record, with its lengths and its stamp checked.
+pub fn record(record: sp::Record, now_ms: u64) -> Result<Record, Malformed> {
     // A tombstone has a content type too, if its sender will have it so.
     value(record.value.as_ref().unwrap_or(&Bytes::new()), &record.content_type)?;
     if record.version.is_none_or(|v| v.hlc == 0) {
         return Err(Malformed::Missing("a record's version"));
     }
+    let version = version(record.version);
+    stamp(version.hlc, now_ms)?;
     Ok(Record {
-        version: version(record.version),
+        version,
         expires_at_ms: record.expires_at_ms,
         value: record.value,
         content_type: record.content_type,
@@ -204,15 +215,13 @@ mod tests {
         check(4097, false);
         assert!(value(&Bytes::from(vec![0; (1 << 20) + 1]), "").is_err());
         assert!(value(&Bytes::new(), &"x".repeat(256)).is_err());
-        let tombstone = |content_type: String| {
-            record(sp::Record {
-                version: Some(sp::Version { hlc: 1, node: 1 }),
-                content_type,
-                ..sp::Record::default()
-            })
+        let tombstone = |hlc, content_type: String| {
+            let version = Some(sp::Version { hlc, node: 1 });
+            record(sp::Record { version, content_type, ..sp::Record::default() }, 1_800_000_000_000)
         };
-        assert!(tombstone("x".repeat(255)).is_ok());
-        assert_eq!(tombstone("x".repeat(256)), Err(Malformed::ContentType(256)));
+        assert!(tombstone(1, "x".repeat(255)).is_ok());
+        assert_eq!(tombstone(1, "x".repeat(256)), Err(Malformed::ContentType(256)));
+        assert_eq!(tombstone(u64::MAX, String::new()), Err(Malformed::Stamp(u64::MAX)));
         let listed = |dead| garbage(sp::Garbage { segment: 1, dead: vec![dead; MAX_LISTED + 1] });
         let dead = sp::KeyedVersion { key: "k".into(), version: None };
         assert_eq!(listed(dead), Err(Malformed::Range("the number of records to collect")));

@@ -166,7 +166,7 @@ impl Process {
 
     /// A version above everything this node has seen.
     fn new_version(&mut self, env: &mut Env) -> Version {
-        let hlc = self.replica.clock().tick(env.wall_ms(self.skew_ms));
+        let hlc = self.replica.clock().tick(env.wall_ms(self.skew_ms)).unwrap();
         self.keep_mark();
         Version { hlc, node: self.id.low() }
     }
