@@ -94,7 +94,7 @@ pub struct Write {
     began: Epoch,
     layout: Arc<Layout>,
     tally: Tally,
-    no_space: bool,
+    no_space: Vec<NodeId>,
     touched: bool,
     retry: Vec<(NodeId, Moment)>,
     outcome: Option<Outcome<()>>,
@@ -119,7 +119,7 @@ impl Write {
             began: layout.epoch,
             tally: Tally::new(layout.live_sets(segment)),
             layout,
-            no_space: false,
+            no_space: Vec::new(),
             touched: false,
             retry: Vec::new(),
             outcome: None,
@@ -140,6 +140,15 @@ impl Write {
     /// The epoch at which owners are being asked.
     pub fn epoch(&self) -> Epoch {
         self.layout.epoch
+    }
+
+    /// The owners that refused for want of room.
+    pub fn without_space(&self) -> &[NodeId] {
+        &self.no_space
+    }
+
+    fn lacks_space(&self) -> bool {
+        !self.no_space.is_empty()
     }
 
     fn ask_everyone(&mut self, out: &mut Vec<Action>) {
@@ -178,7 +187,7 @@ impl Write {
             Answer::Superseded(_) if planted(Mutant::SupersededCountsAsAccepted) => self.tally.yes(from),
             Answer::Superseded(_) => self.tally.no(from),
             Answer::NoSpace => {
-                self.no_space = true;
+                self.no_space.push(from);
                 self.tally.no(from);
             }
             Answer::Silence if !self.tally.has(from) => self.retry.push((from, now + RETRY)),
@@ -229,7 +238,7 @@ impl Write {
         } else if fallback && met(Consistency::One) {
             Some(Outcome::Done((), Consistency::One))
         } else if self.tally.verdict(self.consistency) == Verdict::Lost && !self.may_end_well() {
-            Some(if self.no_space && (!self.touched || planted(Mutant::RefusedAfterSending)) {
+            Some(if self.lacks_space() && (!self.touched || planted(Mutant::RefusedAfterSending)) {
                 Outcome::NoSpace
             } else {
                 Outcome::Aborted
@@ -247,7 +256,7 @@ impl Write {
         let one = self.terms.fallback_to_one && self.tally.verdict(Consistency::One) != Verdict::Lost;
         let unheard =
             || everyone(&self.layout.live_sets(self.segment)).into_iter().any(|id| !self.tally.has(id));
-        one || (self.no_space && !self.touched && unheard())
+        one || (self.lacks_space() && !self.touched && unheard())
     }
 }
 
@@ -390,5 +399,6 @@ mod tests {
         answer(&mut write, 2, ring.epoch, Answer::NoSpace, T0);
         answer(&mut write, 3, ring.epoch, Answer::NoSpace, T0);
         assert_eq!(write.outcome(), Some(&Outcome::Aborted));
+        assert_eq!(write.without_space(), [NodeId(2), NodeId(3)], "which is why");
     }
 }

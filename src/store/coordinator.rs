@@ -44,6 +44,8 @@ pub(super) struct Coordinated<T> {
     pub(super) epoch: Epoch,
     /// Of the record, for a write.
     pub(super) version: Version,
+    /// The owners that refused it for want of room.
+    pub(super) full: Vec<NodeId>,
 }
 
 /// What a client wants written.
@@ -169,7 +171,7 @@ impl Store {
         let liveness = |id| self.location().liveness(id);
         let write = Write::start(layout, segment, record, terms, &liveness, &mut out);
         let (outcome, write) = self.drive(key, write, out, terms).await;
-        Ok(Coordinated { outcome, epoch: write.epoch(), version })
+        Ok(Coordinated { outcome, epoch: write.epoch(), version, full: write.without_space().to_vec() })
     }
 
     /// Reads as the coordinator of the key.
@@ -185,7 +187,7 @@ impl Store {
         let liveness = |id| self.location().liveness(id);
         let read = Read::start(self.location().me(), layout, segment, terms, self.now(), &liveness, &mut out);
         let (outcome, read) = self.drive(key, read, out, terms).await;
-        Ok(Coordinated { outcome, epoch: read.epoch(), version: Version::ABSENT })
+        Ok(Coordinated { outcome, epoch: read.epoch(), version: Version::ABSENT, full: Vec::new() })
     }
 
     async fn in_turn<T>(&self, terms: Terms, turn: impl Future<Output = T>) -> Result<T, tonic::Status> {

@@ -10,6 +10,7 @@
 use super::commit::AnyEngine;
 use crate::replica::Replica;
 use crate::storage::StorageError;
+use std::path::{Path, PathBuf};
 
 /// Writes are refused when less is free on the disk. What remains is for what was accepted already:
 /// up to 160 MiB of memtables that are yet to be flushed (their journals are there by then), a batch
@@ -21,8 +22,19 @@ pub const RESERVE_BYTES: u64 = 512 << 20;
 /// And accepted again when so much is free.
 pub const ROOM_AGAIN_BYTES: u64 = RESERVE_BYTES / 10 * 11;
 
-/// Tells how many bytes are free where the data is.
-pub type FreeSpace = Box<dyn Fn() -> Result<u64, StorageError> + Send + Sync>;
+/// What a node can find out about the room there is for its data.
+pub struct FreeSpace {
+    /// Where the data is.
+    pub folder: PathBuf,
+    /// Tells how many bytes are free there.
+    pub bytes: Box<dyn Fn() -> Result<u64, StorageError> + Send + Sync>,
+}
+
+impl std::fmt::Debug for FreeSpace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FreeSpace").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
 
 /// Looks after the room on one node's disk.
 pub struct Room {
@@ -35,16 +47,25 @@ impl Room {
         Room { free_space }
     }
 
-    /// Looks, and has the replica refuse or accept accordingly.
+    /// Where the data is.
+    pub fn folder(&self) -> Option<&Path> {
+        self.free_space.as_ref().map(|free_space| &*free_space.folder)
+    }
+
+    /// Looks, and has the replica refuse or accept accordingly. What can't be found out changes nothing.
     pub fn look(&self, replica: &Replica<AnyEngine>) {
         let Some(free_space) = &self.free_space else { return };
         let enough = if replica.is_full() { ROOM_AGAIN_BYTES } else { RESERVE_BYTES };
-        let full = free_space().is_ok_and(|bytes| bytes < enough);
+        let folder = free_space.folder.display();
+        let full = match (free_space.bytes)() {
+            Ok(bytes) => bytes < enough,
+            Err(error) => return tracing::debug!(%error, "the room on the disk is not known"),
+        };
         match (replica.set_full(full), full) {
             (false, true) => {
-                tracing::error!(target: "thrifty::news", "the disk is nearly full: writes are refused until there is room")
+                tracing::error!(target: "thrifty::news", "the disk is nearly full: writes are refused until there is room in {folder}")
             }
-            (true, false) => crate::news!("there is room on the disk again: writes are accepted"),
+            (true, false) => crate::news!("there is room on the disk again: writes are accepted ({folder})"),
             _ => {}
         }
     }
@@ -73,7 +94,11 @@ mod tests {
         state.id = layout.members[0].id;
         let free = Arc::new(AtomicU64::new(RESERVE_BYTES - 1));
         let asked = free.clone();
-        let free_space: FreeSpace = Box::new(move || Ok(asked.load(Ordering::Relaxed)));
+        let bytes = move || match asked.load(Ordering::Relaxed) {
+            0 => Err(StorageError::io("asking failed", std::io::ErrorKind::Other.into())),
+            bytes => Ok(bytes),
+        };
+        let free_space = FreeSpace { folder: "data/1".into(), bytes: Box::new(bytes) };
         let store = Store::new(&state, Arc::new(SimulatedEngine::new()), Some(free_space));
         store.install(layout.clone()).unwrap();
         let committer = store.committer().unwrap();
@@ -89,6 +114,8 @@ mod tests {
         assert_eq!(write(1).await, Answer::NoSpace);
         free.store(ROOM_AGAIN_BYTES - 1, Ordering::Relaxed);
         assert_eq!(write(2).await, Answer::NoSpace, "not at the first byte");
+        free.store(0, Ordering::Relaxed);
+        assert_eq!(write(2).await, Answer::NoSpace, "nor when nobody can tell");
         free.store(ROOM_AGAIN_BYTES, Ordering::Relaxed);
         assert!(matches!(write(3).await, Answer::Accepted(_)));
         free.store(RESERVE_BYTES, Ordering::Relaxed);

@@ -308,7 +308,7 @@ impl Store {
         segment: Segment,
         terms: Terms,
     ) -> Result<(T, Consistency), Status> {
-        let Coordinated { outcome, epoch, .. } = coordinated;
+        let Coordinated { outcome, epoch, full, .. } = coordinated;
         let whom = || {
             format!(
                 "segment {segment} at epoch {epoch}, {} of {}",
@@ -321,18 +321,41 @@ impl Store {
             Outcome::Unavailable => {
                 Err(status::unavailable(format!("too few owners are up ({}); nothing was done", whom())))
             }
-            Outcome::NoSpace => {
-                Err(status::exhausted(format!("the owners' disks are full ({}); nothing was done", whom())))
-            }
+            Outcome::NoSpace => Err(status::exhausted(format!(
+                "the owners' disks are full: {} ({}); nothing was done",
+                self.folders(&full),
+                whom()
+            ))),
             Outcome::Aborted => Err(status::unknown(
                 Code::Aborted,
-                format!("another writer was faster, or owners refused ({})", whom()),
+                match full.is_empty() {
+                    true => format!("another writer was faster, or owners refused ({})", whom()),
+                    false => {
+                        format!("some owners' disks are full: {} ({})", self.folders(&full), whom())
+                    }
+                },
             )),
             Outcome::TimedOut => Err(status::unknown(
                 Code::DeadlineExceeded,
-                format!("too few owners answered in time ({})", whom()),
+                match full.is_empty() {
+                    true => format!("too few owners answered in time ({})", whom()),
+                    false => format!(
+                        "some owners' disks are full: {}, and too few others answered in time ({})",
+                        self.folders(&full),
+                        whom()
+                    ),
+                },
             )),
         }
+    }
+
+    /// Where there is no room, for messages: this node's own folder, and others' addresses.
+    fn folders(&self, full: &[NodeId]) -> String {
+        let place = |id: &NodeId| match self.0.room.folder().filter(|_| *id == self.location().me()) {
+            Some(folder) => folder.display().to_string(),
+            None => self.location().address_of(*id).map(|a| format!("that of {a}")).unwrap_or_default(),
+        };
+        full.iter().map(place).collect::<Vec<_>>().join(", ")
     }
 
     /// The owners of a segment and how they are, for messages.
@@ -378,6 +401,7 @@ fn nonsense(answer: &answer::Answer) -> Status {
 mod tests {
     use super::*;
     use crate::core::layout::tests::ring_of;
+    use crate::core::record::Version;
     use crate::store::tests::member_of;
 
     #[tokio::test]
@@ -388,6 +412,24 @@ mod tests {
             let status = store.put(put, timeout).await.unwrap_err();
             assert_eq!(status.code(), Code::Unavailable, "{status}");
             assert!(status.message().contains("in time") && !status::outcome_unknown(&status), "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_no_room_is_named_though_the_outcome_is_unknown() {
+        let layout = ring_of(3, 3, 4);
+        let store = member_of(layout.clone()).await;
+        let terms = store.terms(Consistency::Quorum, false, Duration::from_secs(1));
+        for (outcome, unknown) in
+            [(Outcome::NoSpace, false), (Outcome::Aborted, true), (Outcome::TimedOut, true)]
+        {
+            let full = vec![NodeId(2)];
+            let ended = Coordinated::<()> { outcome, epoch: 1, version: Version::ABSENT, full };
+            let status = store.ended(ended, Segment(0), terms).unwrap_err();
+            assert_eq!(status::outcome_unknown(&status), unknown, "{status}");
+            let address = layout.member(NodeId(2)).unwrap().address.to_string();
+            let named = format!("disks are full: that of {address}");
+            assert!(status.message().contains(&named), "{status}");
         }
     }
 }

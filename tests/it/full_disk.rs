@@ -69,7 +69,7 @@ fn a_node_on_a_full_disk_refuses_writes_and_goes_on_reading() {
     disk.fill_up_to(500);
     node.says("the disk is nearly full: writes are refused until there is room");
     let put = rig.tool("storeput", &["--peer", &address, "a", "almond"]);
-    put.fails(3, &["disks are full", "nothing was done"]);
+    put.fails(3, &["disks are full", disk.0.join("1").to_str().unwrap(), "nothing was done"]);
     let refused = rig.wait(async {
         let mut client = StoreClient::new(channel::lazy(&address.parse().unwrap()));
         client.put(PutRequest { key: "b".into(), value: "banana".into(), ..PutRequest::default() }).await

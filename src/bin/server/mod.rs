@@ -24,6 +24,7 @@ use thrifty::storage::disk::DiskEngine;
 use thrifty::storage::engine::Engine;
 use thrifty::storage::memory::MemoryEngine;
 use thrifty::storage::vault::{MemoryVault, Vault};
+use thrifty::store::room::FreeSpace;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -149,8 +150,9 @@ async fn live(
                 Some(directory) => Arc::new(DiskEngine::open(directory.engine_path())?),
                 None => Arc::new(MemoryEngine::new()),
             };
-            let free_space = directory.clone().map(|directory| -> thrifty::store::room::FreeSpace {
-                Box::new(move || directory.available_bytes())
+            let free_space = directory.clone().map(|directory| FreeSpace {
+                folder: directory.path().to_owned(),
+                bytes: Box::new(move || directory.available_bytes()),
             });
             Role::Store { engine, free_space }
         }

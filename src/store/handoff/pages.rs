@@ -44,6 +44,10 @@ impl Store {
     pub(in crate::store) fn refused(&self, refusal: &Refusal) -> Status {
         match refusal {
             Refusal::Storage(error) => self.broken(error),
+            Refusal::Full => {
+                let folder = self.0.room.folder().map(|folder| format!(": {}", folder.display()));
+                Status::resource_exhausted(format!("{refusal}{}", folder.unwrap_or_default()))
+            }
             refusal => refused(refusal),
         }
     }
