@@ -8,12 +8,12 @@ use crate::news;
 use futures_util::Stream;
 use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
 
@@ -28,6 +28,13 @@ const PREFACE_BYTES: usize = 24;
 
 /// How often it is said that connections are turned away.
 const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// When all places are taken, a connection on which nothing was asked for so long makes room for a new
+/// one.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How long that may take: it only has to be told.
+const MAKE_ROOM: Duration = Duration::from_millis(100);
 
 /// Between two tries to accept, where the system refuses: it has no file to spare, say, and asking
 /// it at once again would only keep the node busy.
@@ -81,6 +88,10 @@ struct Door<L> {
     listener: L,
     budgets: Arc<Budgets>,
     places: Arc<Semaphore>,
+    /// Who was let in, some of whom are gone; what is sent makes them go.
+    guests: Vec<(Weak<Budgets>, oneshot::Sender<()>)>,
+    /// From when on one of them may be made to.
+    idle: Duration,
     most: usize,
     greeting: Duration,
     turned_away: u64,
@@ -90,16 +101,26 @@ struct Door<L> {
 impl<L: Listener> Door<L> {
     fn new(listener: L, budgets: Arc<Budgets>, most: usize, greeting: Duration) -> Self {
         let places = Arc::new(Semaphore::new(most));
-        Door { listener, budgets, places, most, greeting, turned_away: 0, said: None }
+        Door {
+            listener,
+            budgets,
+            places,
+            guests: Vec::new(),
+            most,
+            greeting,
+            idle: IDLE,
+            turned_away: 0,
+            said: None,
+        }
     }
 
     async fn next(&mut self) -> Guest<L::Stream> {
         loop {
             match self.listener.accept().await {
-                Ok(stream) => match self.places.clone().try_acquire_owned() {
-                    Ok(place) => return Guest::new(stream, self.budgets.share(), place, self.greeting),
+                Ok(stream) => match self.place().await {
+                    Some(place) => return self.let_in(stream, place),
                     // Dropped, and so closed, at once.
-                    Err(_full) => self.turn_away(),
+                    None => self.turn_away(),
                 },
                 // Gone again before it was let in.
                 Err(error)
@@ -110,6 +131,32 @@ impl<L: Listener> Door<L> {
                 }
             }
         }
+    }
+
+    /// A place that is free, or becomes free for who has been idle longest.
+    async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = self.places.clone().try_acquire_owned() {
+            return Some(place);
+        }
+        self.guests.retain(|(guest, _)| guest.strong_count() > 0);
+        let idle = |(guest, _): &(Weak<Budgets>, _)| guest.upgrade().and_then(|guest| guest.idle());
+        let longest = (0..self.guests.len()).max_by_key(|at| idle(&self.guests[*at]))?;
+        if idle(&self.guests[longest]) < Some(self.idle) {
+            return None;
+        }
+        let _gone_already = self.guests.swap_remove(longest).1.send(());
+        let place = tokio::time::timeout(MAKE_ROOM, self.places.clone().acquire_owned()).await;
+        place.ok()?.ok()
+    }
+
+    fn let_in(&mut self, stream: L::Stream, place: OwnedSemaphorePermit) -> Guest<L::Stream> {
+        if self.guests.len() > self.most * 2 {
+            self.guests.retain(|(guest, _)| guest.strong_count() > 0);
+        }
+        let (budgets, (go, asked_to_go)) = (self.budgets.share(), oneshot::channel());
+        self.guests.push((Arc::downgrade(&budgets), go));
+        let silence = Silence { heard: 0, end: Box::pin(tokio::time::sleep(self.greeting)) };
+        Guest { stream, budgets, silence: Some(silence), asked_to_go, _place: place }
     }
 
     fn turn_away(&mut self) {
@@ -128,19 +175,13 @@ pub(super) struct Guest<S> {
     budgets: Arc<Budgets>,
     /// Until it has said what it speaks.
     silence: Option<Silence>,
+    asked_to_go: oneshot::Receiver<()>,
     _place: OwnedSemaphorePermit,
 }
 
 struct Silence {
     heard: usize,
     end: Pin<Box<Sleep>>,
-}
-
-impl<S> Guest<S> {
-    fn new(stream: S, budgets: Arc<Budgets>, place: OwnedSemaphorePermit, greeting: Duration) -> Self {
-        let silence = Silence { heard: 0, end: Box::pin(tokio::time::sleep(greeting)) };
-        Guest { stream, budgets, silence: Some(silence), _place: place }
-    }
 }
 
 impl<S> Connected for Guest<S> {
@@ -157,7 +198,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guest<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Guest { stream, silence, .. } = &mut *self;
+        let Guest { stream, silence, asked_to_go, .. } = &mut *self;
+        // Once there is an answer it must not be asked again.
+        if !asked_to_go.is_terminated() && Pin::new(asked_to_go).poll(context) == Poll::Ready(Ok(())) {
+            return Poll::Ready(Err(ErrorKind::TimedOut.into()));
+        }
         let before = buffer.filled().len();
         let read = Pin::new(stream).poll_read(context, buffer);
         if let Some(waiting) = silence {
@@ -242,6 +287,25 @@ mod tests {
             let mut guest = door.next().await;
             third.write_all(b"3").await.unwrap();
             assert_eq!(guest.read_u8().await.unwrap(), b'3');
+        });
+    }
+
+    #[test]
+    fn a_full_door_lets_in_another_for_who_has_long_been_idle() {
+        block_on(async {
+            let (mut door, address) = door(2, LONG).await;
+            door.idle = Duration::ZERO;
+            let connect = async || TcpStream::connect(address).await.unwrap();
+            let _outside = [connect().await, connect().await, connect().await];
+            let (busy, mut idle) = (door.next().await, door.next().await);
+            let _request = busy.budgets.hold("/v1/kv/a", 0).unwrap();
+            let goes = async {
+                assert_eq!(idle.read_u8().await.unwrap_err().kind(), ErrorKind::TimedOut);
+                drop(idle);
+            };
+            let (third, ()) = tokio::join!(door.next(), goes);
+            let _request = third.budgets.hold("/v1/kv/a", 0).unwrap();
+            assert!(door.place().await.is_none(), "nobody is idle");
         });
     }
 

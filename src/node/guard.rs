@@ -11,10 +11,10 @@ use crate::wire::budget::{Budget, Held};
 use crate::wire::{MAX_MESSAGE_BYTES, status};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderValue, Request, Response, StatusCode, header};
@@ -50,13 +50,16 @@ pub(super) struct Budgets {
     peers: Arc<Budget>,
     /// Not in bytes, but counted.
     links: Arc<Budget>,
+    /// When a request came last, at first when the connection did.
+    asked: Mutex<Instant>,
 }
 
 impl Budgets {
     /// Those of a node, with the one that a store has for its clients.
     pub(super) fn new(clients: Option<Arc<Budget>>) -> Arc<Self> {
         let clients = clients.unwrap_or_else(|| Budget::new(CLIENTS));
-        Arc::new(Budgets { clients, peers: Budget::new(PEERS), links: Budget::new(LINKS_OF_ONE) })
+        let (peers, links) = (Budget::new(PEERS), Budget::new(LINKS_OF_ONE));
+        Arc::new(Budgets { clients, peers, links, asked: Mutex::new(Instant::now()) })
     }
 
     /// Those of another connection.
@@ -66,11 +69,19 @@ impl Budgets {
             clients: share(&self.clients),
             peers: share(&self.peers),
             links: Budget::new(LINKS_OF_ONE),
+            asked: Mutex::new(Instant::now()),
         })
     }
 
+    /// For how long nothing was asked for, if nothing is under way.
+    pub(super) fn idle(&self) -> Option<Duration> {
+        let idle = [&self.clients, &self.peers, &self.links].iter().all(|budget| budget.is_free());
+        idle.then(|| self.asked.lock().unwrap_or_else(PoisonError::into_inner).elapsed())
+    }
+
     /// What a request has to hold while it is under way.
-    fn hold(&self, path: &str, announced: usize) -> Result<Held, Status> {
+    pub(super) fn hold(&self, path: &str, announced: usize) -> Result<Held, Status> {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         if path == LINK {
             return self.links.hold(1);
         }

@@ -41,6 +41,11 @@ impl Budget {
         self.most
     }
 
+    /// Whether nobody holds any of it.
+    pub fn is_free(&self) -> bool {
+        self.held.load(Ordering::Acquire) == 0
+    }
+
     /// Takes so many bytes of it. `RESOURCE_EXHAUSTED` if there are not so many.
     pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<Held, Status> {
         self.take(bytes)?;
