@@ -11,6 +11,7 @@
 //! Left out on purpose: who is alive. That comes in as a function of the member, from gossip.
 
 use crate::core::ballot::{Ballot, Mandate, Proposal, Vote};
+use crate::core::collection::Found;
 use crate::core::layout::{Layout, Member};
 use crate::core::mutants::{Mutant, planted};
 use crate::core::node::{Liveness, Moment, NodeId};
@@ -171,9 +172,9 @@ impl Membership {
         }
     }
 
-    /// Whether there is something to collect at the installed epoch.
-    pub fn garbage(&mut self, found: bool) {
-        self.report.garbage = found;
+    /// What there is to collect, found and waited with at the installed epoch.
+    pub fn found(&mut self, found: Found) {
+        self.report.found = found;
     }
 
     /// An operator says that a member is gone. This node reports the wish until the member is out, or
@@ -190,7 +191,7 @@ impl Membership {
     pub fn installed(&mut self, layout: Arc<Layout>, now: Moment) {
         self.desk.installed(&self.layout, &layout, now);
         self.report.installed = layout.epoch;
-        self.report.garbage = false;
+        self.report.found = Found::Nothing;
         self.layout = layout;
         self.vote = Vote::default();
         self.attempt = None;

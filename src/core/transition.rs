@@ -15,6 +15,7 @@
 //! Being claimant is for progress only; two claimants at once are safe, because what they
 //! propose has to win a ballot.
 
+use crate::core::collection::Found;
 use crate::core::layout::{Layout, Member, Phase, Standing};
 use crate::core::mutants::{Mutant, planted};
 use crate::core::node::{Liveness, Moment, NodeId};
@@ -33,6 +34,10 @@ const FORGET: Duration = Duration::from_secs(3);
 const BACK_OFF: Duration = Duration::from_secs(2);
 const BACK_OFF_MOST: Duration = Duration::from_secs(60);
 
+/// How often at most, in the time after which it is looked for again, what was found is forgotten: each
+/// time ends requests that are under way.
+const COLLECTIONS: u32 = 60;
+
 /// Members that one node may ask to have removed at a time.
 pub const MAX_REMOVALS: usize = 64;
 
@@ -46,7 +51,8 @@ pub struct Patience {
     pub pull_timeout: Duration,
     /// A member that is down for so long is removed.
     pub remove_after: Duration,
-    /// What was deleted or has expired is looked for, and forgotten, no more often than this.
+    /// What was deleted or has expired is looked for no more often than this, and forgotten, unless
+    /// there is more than fits one list.
     pub collect_every: Duration,
 }
 
@@ -75,8 +81,8 @@ pub struct Report {
     pub leaving: bool,
     /// Members that it was told to have removed.
     pub removals: BTreeSet<NodeId>,
-    /// At the epoch that it has installed it found what can be collected.
-    pub garbage: bool,
+    /// What can be collected, with which it waits at the epoch that it has installed.
+    pub found: Found,
 }
 
 /// What the claimant wants next.
@@ -293,10 +299,12 @@ impl Desk {
 
     /// Whether there is something to collect, it is time, and nobody is away who would be waited for.
     fn collects(&self, layout: &Layout, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness) -> bool {
-        let due = now.saturating_sub(self.collected) >= self.patience.collect_every;
         let report = |id| self.report(id, now).filter(|report| report.installed == layout.epoch);
-        due && layout.ids().any(|id| report(id).is_some_and(|report| report.garbage))
-            && layout.ids().all(|id| liveness(id) == Liveness::Up && report(id).is_some())
+        let found = |what| layout.ids().any(|id| report(id).is_some_and(|report| report.found == what));
+        let elapsed = now.saturating_sub(self.collected);
+        let due = elapsed >= self.patience.collect_every && found(Found::All)
+            || elapsed >= self.patience.collect_every / COLLECTIONS && found(Found::Full);
+        due && layout.ids().all(|id| liveness(id) == Liveness::Up && report(id).is_some())
     }
 
     fn next_of_dual(
@@ -377,10 +385,13 @@ mod tests {
             desk
         };
         let plain = || report(ring.epoch, 0);
-        let found = || Report { garbage: true, ..plain() };
+        let found = || Report { found: Found::All, ..plain() };
+        let full = || Report { found: Found::Full, ..plain() };
         check(3600.0, [plain(), found(), plain()], UP, true);
         check(3600.0, [plain(), plain(), plain()], UP, false);
         check(3599.0, [plain(), found(), plain()], UP, false);
+        check(59.0, [found(), full(), plain()], UP, false);
+        check(60.0, [found(), full(), plain()], UP, true);
         check(3600.0, [plain(), found(), report(ring.epoch - 1, 0)], UP, false);
         for away in [Liveness::Down, Liveness::Suspect] {
             let away: &dyn Fn(NodeId) -> Liveness = &|id| if id.0 == 3 { away } else { Liveness::Up };
@@ -392,7 +403,7 @@ mod tests {
         assert_eq!(Change::Collect.apply(&ring, &BTreeSet::from([NodeId(3)])), None);
         desk.installed(&ring, &collecting, secs(3601.0));
         for (at, expected) in [(7200.0, None), (7201.0, Some(Change::Collect))] {
-            let again = Report { garbage: true, ..report(collecting.epoch, 0) };
+            let again = Report { found: Found::All, ..report(collecting.epoch, 0) };
             (1..=3).for_each(|id| desk.hear_report(NodeId(id), again.clone(), secs(at)));
             assert_eq!(desk.next(&collecting, secs(at), UP), expected);
         }

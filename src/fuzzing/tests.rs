@@ -1,5 +1,6 @@
 use super::*;
 use crate::core::ballot::{Ballot, Vote};
+use crate::core::collection::Found;
 use crate::core::layout::tests::{member, ring_of};
 use crate::core::record::{Record, Version};
 use crate::core::token::{Segment, Slot};
@@ -86,8 +87,13 @@ fn peer_seeds(ring: &Layout) -> Vec<Seed> {
     let (from, ring_id) = (id_bytes(3), id_bytes(ring.ring.0));
     let ballot = || Some(convert::ballot_to(Ballot::new(4, NodeId(3))));
     let layout = || Some(convert::layout_to(ring));
-    let report =
-        Report { installed: 5, synced: 4, removals: [NodeId(8)].into(), garbage: true, ..Report::default() };
+    let report = Report {
+        installed: 5,
+        synced: 4,
+        removals: [NodeId(8)].into(),
+        found: Found::Full,
+        ..Report::default()
+    };
     let joiner = convert::member_to(&member(9));
     let gossip = pb::GossipRequest {
         from: from.clone(),

@@ -346,7 +346,7 @@ impl Agent {
             self.membership.pulled(*epoch, progress.steps.load(Ordering::Relaxed));
         }
         let epoch = self.membership.layout().epoch;
-        self.membership.garbage(self.host.has_garbage(epoch));
+        self.membership.found(self.host.found(epoch));
         if self.greeted.elapsed() >= GREET {
             self.greeted = Instant::now();
             for member in &self.membership.layout().clone().members {

@@ -26,6 +26,7 @@ pub mod peers;
 pub mod service;
 pub mod state;
 
+use crate::core::collection::Found;
 use crate::core::layout::{Kind, Layout, Replicas};
 use crate::core::node::{Address, Liveness, NodeId};
 use crate::core::token::{Epoch, SegmentCount};
@@ -201,8 +202,8 @@ pub trait SegmentHost: Send + Sync + 'static {
     /// What this node holds, if that means anything.
     fn holdings(&self) -> Option<Holdings>;
 
-    /// Whether it found, at this epoch, what can be collected.
-    fn has_garbage(&self, epoch: Epoch) -> bool;
+    /// What can be collected that it found and waits with at this epoch.
+    fn found(&self, epoch: Epoch) -> Found;
 }
 
 /// Nothing is kept for segments.
@@ -222,8 +223,8 @@ impl SegmentHost for NoSegments {
         None
     }
 
-    fn has_garbage(&self, _: Epoch) -> bool {
-        false
+    fn found(&self, _: Epoch) -> Found {
+        Found::Nothing
     }
 }
 

@@ -15,7 +15,6 @@ use crate::news;
 use crate::wire::convert::{self, id_bytes};
 use crate::wire::store::{ConfirmGarbageRequest, ForgetGarbageRequest, Garbage};
 use bytes::Bytes;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Request, Status};
@@ -25,6 +24,9 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Bytes a second that a node reads to find what is dead, so that its clients hardly notice.
 const BYTES_PER_SECOND: f64 = 64e6;
+
+/// What is found and not yet forgotten may take so much memory; the rest is looked for after that.
+const LIST_BYTES: usize = 16 << 20;
 
 /// How long a call may take, an fsync included.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,7 +40,6 @@ pub(super) async fn run(store: Store) {
         tick.tick().await;
         let Some(layout) = store.location().layout() else { continue };
         if let Some(waiting) = &mut collector {
-            waiting.installed(layout);
             carry_on(&store, waiting).await;
         } else {
             let up = |id| store.location().liveness(id) == Liveness::Up;
@@ -46,12 +47,14 @@ pub(super) async fn run(store: Store) {
             if !due || layout.phase != Phase::Stable || !layout.ids().all(up) {
                 continue;
             }
-            carry_on(&store, collector.insert(Collector::look(store.location().me(), layout))).await;
+            let look = Collector::look(store.location().me(), layout, LIST_BYTES);
+            carry_on(&store, collector.insert(look)).await;
             looked = Instant::now();
         }
-        if let Some(found) = collector.as_ref().filter(|collector| collector.has_found()) {
-            store.0.garbage_at.store(found.layout().epoch, Ordering::Release);
-        } else if let Some(keys) = collector.take_if(|c| c.forgotten().is_some()).and_then(|c| c.forgotten())
+        if let Some(waiting) = &collector {
+            store.0.found.send_replace((waiting.layout().epoch, waiting.found()));
+        }
+        if let Some(keys) = collector.take_if(|c| c.forgotten().is_some()).and_then(|c| c.forgotten())
             && keys > 0
         {
             news!("forgot {keys} keys that were deleted or have expired");
@@ -59,10 +62,13 @@ pub(super) async fn run(store: Store) {
     }
 }
 
-/// Has all questions answered, until there are no more.
+/// Has all questions answered, at the layout there is by then, until there are no more.
 async fn carry_on(store: &Store, collector: &mut Collector) {
     let mut clients = Clients::default();
     loop {
+        if let Some(layout) = store.location().layout() {
+            collector.installed(layout);
+        }
         let layout = collector.layout();
         let asked = collector.asks().into_iter().map(|ask| {
             let client = match &ask {

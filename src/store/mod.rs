@@ -33,6 +33,7 @@ pub mod service;
 pub mod turns;
 
 use crate::core::clock::Clock;
+use crate::core::collection::Found;
 use crate::core::layout::Layout;
 use crate::core::node::NodeId;
 use crate::core::record::Version;
@@ -53,7 +54,6 @@ use commit::{AnyEngine, Committer};
 use handoff::Clients;
 use link::Links;
 use room::{FreeSpace, Room};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -85,8 +85,8 @@ struct Inner {
     ahead: Arc<Semaphore>,
     /// Room for pullers.
     pullers: Arc<Semaphore>,
-    /// The epoch at which this node found what can be collected; 0 = none.
-    garbage_at: AtomicU64,
+    /// What this node found that can be collected, and the epoch at which it waits with it.
+    found: watch::Sender<(Epoch, Found)>,
     /// For whoever compares this node with other owners: his connections to them.
     repairing: tokio::sync::Mutex<Clients>,
     room: Arc<Room>,
@@ -123,7 +123,7 @@ impl Store {
             budget: Budget::new(MAX_BYTES),
             ahead: Arc::new(Semaphore::new(service::MAX_AHEAD)),
             pullers: Arc::new(Semaphore::new(handoff::MAX_PULLERS)),
-            garbage_at: AtomicU64::new(0),
+            found: watch::Sender::default(),
             repairing: tokio::sync::Mutex::default(),
             room: Arc::new(Room::new(free_space)),
             failed: watch::channel(None).0,
@@ -286,8 +286,9 @@ impl SegmentHost for Store {
         Some(Holdings { keys: totals.keys, bytes: totals.bytes })
     }
 
-    fn has_garbage(&self, epoch: Epoch) -> bool {
-        self.0.garbage_at.load(Ordering::Acquire) == epoch
+    fn found(&self, epoch: Epoch) -> Found {
+        let (at, found) = *self.0.found.borrow();
+        if at == epoch { found } else { Found::Nothing }
     }
 }
 

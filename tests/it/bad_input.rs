@@ -336,7 +336,7 @@ fn samples(layout: &thrifty::core::layout::Layout, rng: &mut StdRng) -> Vec<Byte
                 progress: 0,
                 leaving: true,
                 removals: vec![from.clone()],
-                garbage: true,
+                found: 2,
             }),
             join: Some(member),
             all_stop: false,

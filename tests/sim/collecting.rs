@@ -6,7 +6,7 @@ use crate::counts::Kind;
 use crate::env::{Env, Index, MS, Micros, Packet, index_of};
 use crate::node::Process;
 use bytes::Bytes;
-use thrifty::core::collection::{Answer, Ask, Collector, Dead};
+use thrifty::core::collection::{Answer, Ask, Collector, Dead, Found};
 use thrifty::core::layout::Phase;
 use thrifty::core::node::Liveness;
 use thrifty::core::record::Version;
@@ -30,9 +30,10 @@ pub(crate) struct Collecting {
 }
 
 impl Collecting {
-    /// Whether it has found something at this epoch.
-    pub(crate) fn has_found(&self, epoch: Epoch) -> bool {
-        self.collector.as_ref().is_some_and(|c| c.has_found() && c.layout().epoch == epoch)
+    /// What it has found and waits with at this epoch.
+    pub(crate) fn found(&self, epoch: Epoch) -> Found {
+        let collector = self.collector.as_ref().filter(|collector| collector.layout().epoch == epoch);
+        collector.map_or(Found::Nothing, Collector::found)
     }
 
     /// If the round is over, hands its answers in; whether to ask on at once.
@@ -72,7 +73,7 @@ impl Process {
             if layout.phase != Phase::Stable || layout.ids().any(|id| view.of(id) != Liveness::Up) {
                 return;
             }
-            self.collecting.collector = Some(Collector::look(self.id, layout));
+            self.collecting.collector = Some(Collector::look(self.id, layout, env.plan.page_bytes));
         }
         self.ask_rounds(env);
     }

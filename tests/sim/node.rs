@@ -184,7 +184,7 @@ impl Process {
         env.gossip.called_down(self.index, self.membership.layout().epoch, env.now);
         let view = env.gossip.view(self.index, env.now);
         let epoch = self.membership.layout().epoch;
-        self.membership.garbage(self.collecting.has_found(epoch));
+        self.membership.found(self.collecting.found(epoch));
         let outputs = self.membership.tick(env.moment(), &|id| view.of(id));
         self.carry_out(outputs, env);
         // Gossip carries the epoch to anybody, so that who is behind finds out.

@@ -2,6 +2,7 @@
 
 use super::{Malformed, id_bytes, node_id, ring_id, sixteen};
 use crate::core::ballot::{Ballot, Vote};
+use crate::core::collection::Found;
 use crate::core::layout::{
     Cell, Kind, Layout, MAX_NAME_BYTES, MAX_WEIGHT, Member, Phase, Replicas, Standing, Table,
 };
@@ -270,19 +271,30 @@ pub fn vote_from_bytes(mut bytes: &[u8]) -> Result<(u64, Vote<Arc<Layout>>), Mal
 
 /// A report to the claimant.
 pub fn report(report: pb::Report) -> Result<Report, Malformed> {
-    let pb::Report { installed, synced, failed, progress, leaving, removals, garbage } = report;
+    let pb::Report { installed, synced, failed, progress, leaving, removals, found } = report;
     if removals.len() > MAX_REMOVALS {
         return Err(Malformed::Range("the number of removals"));
     }
     let removals = removals.iter().map(|id| node_id(id)).collect::<Result<_, _>>()?;
-    Ok(Report { installed, synced, failed, progress, leaving, removals, garbage })
+    let found = match pb::Found::try_from(found) {
+        Ok(pb::Found::Nothing) => Found::Nothing,
+        Ok(pb::Found::All) => Found::All,
+        Ok(pb::Found::Full) => Found::Full,
+        Err(_) => return Err(Malformed::Range("what was found")),
+    };
+    Ok(Report { installed, synced, failed, progress, leaving, removals, found })
 }
 
 /// As it is sent.
 pub fn report_to(report: Report) -> pb::Report {
-    let Report { installed, synced, failed, progress, leaving, removals, garbage } = report;
+    let Report { installed, synced, failed, progress, leaving, removals, found } = report;
     let removals = removals.into_iter().map(|id| id_bytes(id.0)).collect();
-    pb::Report { installed, synced, failed, progress, leaving, removals, garbage }
+    let found = match found {
+        Found::Nothing => pb::Found::Nothing,
+        Found::All => pb::Found::All,
+        Found::Full => pb::Found::Full,
+    };
+    pb::Report { installed, synced, failed, progress, leaving, removals, found: found.into() }
 }
 
 #[cfg(test)]
