@@ -64,6 +64,10 @@ pub enum Outcome<T> {
     /// A quorum became impossible, or a read met newer and newer versions. Of a write, the
     /// outcome is unknown.
     Aborted,
+    /// The ring came to forget what was deleted, and a write that began before is not sent on: its outcome is
+    /// unknown. Not even where all owners call it stale is nothing done: of a question that came to one of them
+    /// twice, the answer that it was accepted may be lost.
+    Collected,
     /// Time ran out. Of a write, the outcome is unknown.
     TimedOut,
 }
@@ -203,7 +207,7 @@ impl Write {
         }
         if layout.collected > self.began && !planted(Mutant::LateAfterCollection) {
             // The tombstone that a late copy of this write should lose to may be gone.
-            self.outcome = Some(Outcome::Aborted);
+            self.outcome = Some(Outcome::Collected);
             return;
         }
         self.touched = true;
@@ -333,7 +337,7 @@ mod tests {
             let (mut write, _) = start(began, Consistency::Quorum, false);
             let mut again = Vec::new();
             write.installed(Arc::new(then.clone()), &mut again);
-            assert_eq!(write.outcome(), ends.then_some(&Outcome::Aborted));
+            assert_eq!(write.outcome(), ends.then_some(&Outcome::Collected));
             assert_eq!(again.is_empty(), ends);
         }
     }

@@ -335,6 +335,13 @@ impl Store {
                     }
                 },
             )),
+            Outcome::Collected => Err(status::unknown(
+                Code::Aborted,
+                format!(
+                    "the ring forgot deleted keys meanwhile; the write may or may not have happened ({})",
+                    whom()
+                ),
+            )),
             Outcome::TimedOut => Err(status::unknown(
                 Code::DeadlineExceeded,
                 match full.is_empty() {

@@ -333,7 +333,7 @@ fn conclude_write(
             env.checker.refused(key, version);
             Reply::Refused
         }
-        Outcome::Aborted | Outcome::TimedOut => {
+        Outcome::Aborted | Outcome::Collected | Outcome::TimedOut => {
             env.count(Kind::Unknown);
             Reply::Unknown
         }
@@ -368,7 +368,7 @@ fn conclude_read(
             env.count(Kind::NothingDone);
             Reply::Refused
         }
-        Outcome::Aborted | Outcome::TimedOut => {
+        Outcome::Aborted | Outcome::Collected | Outcome::TimedOut => {
             env.count(Kind::ReadFailed);
             Reply::Refused
         }
