@@ -149,6 +149,7 @@ mutants! {
     dual_reads_next_owners: finds DualReadsNextOwners in "{A,B,C} to {A,B,D}, given up once, reads at ONE",
     read_new_left_early_and_absent_by_read_set: finds_only_together ReadNewLeftEarlyAndAbsentByReadSet in "{A,B,C} to {A,B,D}, B writes, A reads",
     dual_reads_next_owners_and_absent_by_read_set: finds_only_together DualReadsNextOwnersAndAbsentByReadSet in "{A,B,C} to {A,B,D}, a write and a read",
+    equal_answered_unsynced: finds EqualAnsweredUnsynced in "{A,B,C} to {A,B,D}, a write, a crash",
     leftovers_merged: finds LeftoversMerged in "{A} to {A,B}, given up, a delete, collected",
     late_pages_merged: finds LatePagesMerged in "{A,B,C}, a late write and a delete, collected",
     late_after_collection: finds LateAfterCollection in "{A,B,C}, a late write and a delete, collected",
