@@ -17,6 +17,9 @@ use thrifty::storage::engine::Engine;
 /// How long a node waits after a round of questions of which not all were answered well.
 const PAUSE: Micros = 100 * MS;
 
+/// How many pages a list of what was found may take: in some plans two records, in others all.
+const LIST_PAGES: usize = 100;
+
 /// What a node looks for or has found.
 #[derive(Default)]
 pub(crate) struct Collecting {
@@ -73,7 +76,8 @@ impl Process {
             if layout.phase != Phase::Stable || layout.ids().any(|id| view.of(id) != Liveness::Up) {
                 return;
             }
-            self.collecting.collector = Some(Collector::look(self.id, layout, env.plan.page_bytes));
+            self.collecting.collector =
+                Some(Collector::look(self.id, layout, LIST_PAGES * env.plan.page_bytes));
         }
         self.ask_rounds(env);
     }
