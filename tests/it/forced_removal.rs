@@ -2,7 +2,8 @@
 
 use crate::load::Load;
 use crate::rig::{Rig, addresses, until};
-use thrifty::client::ClientConfig;
+use std::time::Duration;
+use thrifty::client::{ClientConfig, ClientError};
 use thrifty::core::quorum::Consistency;
 
 #[test]
@@ -45,4 +46,24 @@ fn the_survivor_of_two_serves_all_that_was_acknowledged_once_the_dead_one_is_dro
         assert_eq!((&found.value[..], found.consistency), (&b"kept"[..], Consistency::Quorum), "{key}");
     }
     rig.wait(client.put("after", "all")).unwrap();
+}
+
+#[test]
+fn a_member_that_is_only_slow_is_not_dropped_with_the_dead_one() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(3);
+    let (mut dead, peer) = (nodes.pop().unwrap(), nodes[0].address());
+    dead.kill();
+    rig.sees_down(&peer, &dead.address());
+    let config = ClientConfig { timeout: Duration::from_secs(5), ..ClientConfig::default() };
+    let client = rig.client_with(&[peer], config);
+    let id = client.layout().ids().find(|id| format!("{id:.8}") == dead.id()).unwrap();
+    nodes[1].signal("STOP");
+    let refused = rig.wait(client.remove(id, true));
+    nodes[1].signal("CONT");
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused, ClientError::Unavailable(_)), "{refused:?}");
+    assert!(refused.to_string().contains(&nodes[1].address()), "{refused}");
+    assert_eq!(rig.wait(client.remove(id, true)).unwrap().dropped, [id]);
+    assert_eq!(rig.settled(&nodes).nodes.len(), 2);
 }

@@ -69,7 +69,7 @@ fn warning(status: &StatusResponse, layout: &Layout, id: NodeId) -> String {
     let (lost, doubtful) = damage(layout, &gone);
     let all = layout.segments.get();
     let mut text = format!(
-        "warning: this drops for good every node that can't be reached ({}), and what only they hold is lost:",
+        "warning: this drops for good every node that is down ({}), and what only they hold is lost:",
         names.join(", ")
     );
     if lost > 0 {

@@ -6,20 +6,30 @@ use crate::core::node::{Liveness, NodeId, RingId};
 use crate::core::token::Token;
 use crate::location::agent::Event;
 use crate::location::{Holdings, wall_ms};
+use crate::wire::channel::within;
 use crate::wire::convert::{self, id_bytes};
 use crate::wire::location as pb;
 use crate::wire::location::location_server::Location as LocationApi;
 use crate::wire::status;
+use futures_util::future::try_join_all;
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 /// How long another node may take to say what it holds before the answer goes out without it.
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long members that are not down may take to say that they can follow a forced removal. The call
+/// that wants it has time left then.
+const SURVIVORS_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Pause before one that did not is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 #[tonic::async_trait]
 impl LocationApi for Service {
@@ -222,23 +232,41 @@ impl Service {
         Some(node)
     }
 
-    /// Starts a new lineage among the survivors that answer.
-    async fn force(&self, layout: &Arc<Layout>, id: NodeId) -> Result<pb::RemoveResponse, Status> {
-        let me = self.location.me();
-        let mut gone = BTreeSet::from([id]);
-        for member in layout.members.iter().filter(|m| m.id != me && m.id != id) {
-            let answer = match self.location.address_of(member.id) {
-                Some(address) => self.location.shared.peers.pull_layout(&address, layout.ring).await,
-                None => Err(Status::unavailable("no address")),
-            };
-            match answer {
-                Ok(theirs) if theirs.epoch > layout.epoch => {
+    /// Whether a member survives a forced removal: not if it is down and silent. One that is not down must
+    /// not be dropped only because it is slow to answer: then nothing is done at all.
+    async fn survives(&self, layout: &Layout, member: &Member) -> Result<bool, Status> {
+        let down = self.location.liveness(member.id) == Liveness::Down;
+        let address = self.location.address_of(member.id).unwrap_or_else(|| member.address.clone());
+        let end = Instant::now() + SURVIVORS_TIMEOUT;
+        loop {
+            let pull = self.location.shared.peers.pull_layout(&address, layout.ring);
+            let why = match within(end.saturating_duration_since(Instant::now()), pull).await {
+                Ok(theirs) if theirs.ring != layout.ring || theirs.epoch > layout.epoch => {
                     return Err(status::unavailable("the ring is changing: try again in a moment"));
                 }
-                Ok(_) => {}
-                Err(_) => _ = gone.insert(member.id),
+                Ok(theirs) if theirs.epoch == layout.epoch => return Ok(true),
+                Ok(theirs) => format!("it is at epoch {}, and others at {}", theirs.epoch, layout.epoch),
+                Err(_) if down => return Ok(false),
+                Err(status) => status.message().to_owned(),
+            };
+            if Instant::now() + ASK_AGAIN >= end {
+                return Err(status::unavailable(format!(
+                    "nothing was done: node {:.8} at {address} is not down, but can't be asked to follow ({why}): try \
+                     again, or when it is down",
+                    member.id
+                )));
             }
+            tokio::time::sleep(ASK_AGAIN).await;
         }
+    }
+
+    /// Starts a new lineage among the members that survive.
+    async fn force(&self, layout: &Arc<Layout>, id: NodeId) -> Result<pb::RemoveResponse, Status> {
+        let me = self.location.me();
+        let others: Vec<&Member> = layout.members.iter().filter(|m| m.id != me && m.id != id).collect();
+        let survive = try_join_all(others.iter().map(|member| self.survives(layout, member))).await?;
+        let silent = others.iter().zip(survive).filter(|(_, survives)| !survives).map(|(member, _)| member.id);
+        let gone: BTreeSet<NodeId> = silent.chain([id]).collect();
         let forced = layout.forced(RingId(rand::random()), &gone);
         let forced = Arc::new(forced.ok_or_else(|| Status::failed_precondition("nobody would remain"))?);
         self.tell(Event::Forced(forced.clone())).await?;
