@@ -544,6 +544,12 @@ impl Layout {
         Some(Layout { ring, ..layout.settled() })
     }
 
+    /// Whether this was forced out of exactly that layout. Of an older one of its ring it would take back
+    /// what was installed since, and drop what the members gained by that.
+    pub fn is_forced_from(&self, installed: &Layout) -> bool {
+        self.former.last() == Some(&installed.ring) && self.epoch == installed.epoch + 1
+    }
+
     /// Whether this is a layout of the ring that came of `ring` by forced removals.
     pub fn succeeds(&self, ring: RingId) -> bool {
         self.former.contains(&ring)

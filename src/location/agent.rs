@@ -53,8 +53,9 @@ pub enum Event {
     Pull(NodeId),
     /// A layout was fetched, or chosen.
     Layout(Arc<Layout>),
-    /// A forced removal makes this the layout of the survivors.
-    Forced(Arc<Layout>),
+    /// A forced removal makes this the layout of the survivors. Whoever wants it is told whether it is
+    /// installed: not if it was made of another layout than this node has by now.
+    Forced(Arc<Layout>, oneshot::Sender<bool>),
     /// Gathering for the Dual of an epoch has ended.
     Gathered(Epoch, bool),
     /// A member is to be removed.
@@ -300,8 +301,12 @@ impl Agent {
                 let outputs = self.decide(|m, now, view| m.handle(me, Message::Install(layout), now, view));
                 return self.carry_out(outputs, None).await;
             }
-            Event::Forced(layout) => {
-                return self.carry_out(vec![Output::Install(layout)], None).await;
+            Event::Forced(layout, reply) => {
+                let fits = layout.is_forced_from(self.membership.layout());
+                let outputs = fits.then_some(Output::Install(layout));
+                let departure = self.carry_out(outputs.into_iter().collect(), None).await?;
+                let _caller_gone = reply.send(fits);
+                return Ok(departure);
             }
             Event::Gathered(epoch, complete) => {
                 if self.gathering.take_if(|(of, _)| *of == epoch).is_some() {

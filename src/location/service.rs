@@ -13,6 +13,7 @@ use crate::wire::location::location_peer_server::LocationPeerServer;
 use crate::wire::location::location_server::LocationServer;
 use crate::wire::{MAX_MESSAGE_BYTES, status};
 use std::sync::Arc;
+use tokio::sync::oneshot;
 use tonic::Status;
 
 impl From<Malformed> for Status {
@@ -82,5 +83,18 @@ impl Service {
             .send(event)
             .await
             .map_err(|_error| status::unavailable("this node is stopping"))
+    }
+
+    /// Has this node follow a forced removal.
+    async fn tell_forced(&self, layout: Arc<Layout>) -> Result<(), Status> {
+        let (reply, installed) = oneshot::channel();
+        self.tell(Event::Forced(layout, reply)).await?;
+        match installed.await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(status::unavailable(
+                "nothing was done, as the ring has changed since the removal was asked for: try again in a moment",
+            )),
+            Err(_) => Err(status::unavailable("this node is stopping")),
+        }
     }
 }

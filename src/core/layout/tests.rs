@@ -124,6 +124,20 @@ fn a_forced_removal_keeps_what_survivors_hold() {
 }
 
 #[test]
+fn a_removal_is_forced_upon_no_other_layout_than_it_was_made_of() {
+    let ring = ring_of(4, 3, 16);
+    let forced = ring.forced(RingId(2), &gone(&[1])).unwrap();
+    assert!(forced.is_forced_from(&ring));
+    let dual = ring.dual(&[], &gone(&[1])).unwrap();
+    assert!(!forced.is_forced_from(&dual) && !forced.is_forced_from(&dual.read_new()), "they are newer");
+    assert!(!dual.forced(RingId(2), &gone(&[1])).unwrap().is_forced_from(&ring), "it is older");
+    assert!(!forced.is_forced_from(&forced), "it is installed already");
+    let again = forced.forced(RingId(3), &gone(&[2])).unwrap();
+    assert!(again.is_forced_from(&forced) && !again.is_forced_from(&ring));
+    assert!(!again.is_forced_from(&Layout { epoch: forced.epoch, ..ring }), "another ring of that epoch");
+}
+
+#[test]
 fn nonsense_from_outside_is_refused() {
     let good = ring_of(3, 2, 8);
     let check = |spoil: fn(&mut Layout)| {

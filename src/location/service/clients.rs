@@ -265,11 +265,12 @@ impl Service {
         let me = self.location.me();
         let others: Vec<&Member> = layout.members.iter().filter(|m| m.id != me && m.id != id).collect();
         let survive = try_join_all(others.iter().map(|member| self.survives(layout, member))).await?;
-        let silent = others.iter().zip(survive).filter(|(_, survives)| !survives).map(|(member, _)| member.id);
+        let silent =
+            others.iter().zip(survive).filter(|(_, survives)| !survives).map(|(member, _)| member.id);
         let gone: BTreeSet<NodeId> = silent.chain([id]).collect();
         let forced = layout.forced(RingId(rand::random()), &gone);
         let forced = Arc::new(forced.ok_or_else(|| Status::failed_precondition("nobody would remain"))?);
-        self.tell(Event::Forced(forced.clone())).await?;
+        self.tell_forced(forced.clone()).await?;
         for member in forced.members.iter().filter(|m| m.id != me) {
             if let Some(address) = self.location.address_of(member.id) {
                 let told = self

@@ -157,11 +157,11 @@ impl LocationPeer for Service {
             let reply = self.ask(from, Message::Install(layout)).await?;
             return Ok(Response::new(pb::InstallResponse { epoch: reply.epoch, from: self.me_bytes() }));
         }
-        let old = self.same_ring(&request.succeeds_ring_id)?;
-        if layout.epoch <= old.epoch || !layout.is_member(self.location.me()) {
+        self.same_ring(&request.succeeds_ring_id)?;
+        if !layout.is_member(self.location.me()) {
             return Err(Status::failed_precondition("this node does not survive into that lineage"));
         }
-        self.tell(Event::Forced(layout.clone())).await?;
+        self.tell_forced(layout.clone()).await?;
         Ok(Response::new(pb::InstallResponse { epoch: layout.epoch, from: self.me_bytes() }))
     }
 }
