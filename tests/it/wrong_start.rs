@@ -39,6 +39,7 @@ fn options_that_make_no_sense() {
     check(&["--replicas", "some"], &["--replicas", "`all`"]);
     check(&["--segments", "1000"], &["--segments", "power of two"]);
     check(&["--weight", "0"], &["--weight", "1"]);
+    check(&["--remove-after", "4"], &["--remove-after", "4 is not in 5.."]);
     check(&["--port", "99999"], &["--port", "65535"]);
     check(&["--listen", "0.0.0.0:9950"], &["0.0.0.0:9950", "--insecure"]);
     check(&["--listen", "0.0.0.0:9950", "--insecure"], &["--advertise"]);

@@ -92,8 +92,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     leave_timeout: u64,
 
-    /// After how long a member that is down is removed from the ring.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    /// After how long a member that is down is removed from the ring: at least 5, since a busy node may be
+    /// silent for as long. The same on all nodes, any of which may be the one that decides.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(5..))]
     remove_after: u64,
 
     /// After how long without progress a handover is given up and tried again later.
