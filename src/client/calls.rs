@@ -84,7 +84,7 @@ impl Client {
             Op::Read => self.config.timeout * 3 / 4,
             Op::Write => self.config.timeout,
         };
-        let sent = |channel| send(channel, self.request(message.clone(), self.config.timeout));
+        let sent = |channel, left| send(channel, self.request(message.clone(), left));
         let status = match ask(&first, patience, sent).await {
             Ok(answer) => return Ok(answer),
             Err(status) => status,
@@ -110,12 +110,13 @@ impl Client {
     where
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
+        let mut silent = made_here(&status);
         let mut last = explained(status, &first.address);
         let mut tried = vec![first.address.clone()];
         let mut pause = FIRST_PAUSE;
         loop {
-            let mut another = self.ring.another(key, &tried);
-            if next == Next::Later || another.is_none() {
+            let all_tried = self.ring.untried(key, &tried).is_empty();
+            if next == Next::Later || all_tried {
                 let pausing = pause.mul_f64(rand::random_range(0.5..1.5));
                 if Instant::now() + pausing >= deadline {
                     return Err(last);
@@ -123,23 +124,30 @@ impl Client {
                 tokio::time::sleep(pausing).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
                 self.refreshed(deadline).await;
-                if another.is_none() {
+                if all_tried {
                     tried.clear();
                 }
-                another = self.ring.another(key, &tried);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            let Some(node) = another.filter(|_| !left.is_zero()) else { return Err(last) };
-            let sent = |channel| send(channel, self.request(message.clone(), left));
+            if left.is_zero() {
+                return Err(last);
+            }
+            let Some(node) = self.ring.another(key, &tried) else { return Err(last) };
+            let sent = |channel, left| send(channel, self.request(message.clone(), left));
             let status = match ask(&node, left, sent).await {
                 Ok(answer) => return Ok(answer),
                 Err(status) => status,
             };
             self.ring.failed(&node, &status);
             next = after(&status, op);
-            last = explained(status, &node.address);
+            let no_answer = made_here(&status);
+            let status = explained(status, &node.address);
             if next == Next::Nothing {
-                return Err(last);
+                return Err(status);
+            }
+            // That a node is silent says less than what another one answered.
+            if silent || !no_answer {
+                (last, silent) = (status, no_answer);
             }
             tried.push(node.address.clone());
         }
@@ -161,8 +169,13 @@ impl Client {
     }
 }
 
-/// Sends a request to a node as soon as there is a place for it, and waits for the answer.
-async fn ask<A, F>(node: &Node, patience: Duration, send: impl FnOnce(Channel) -> F) -> Result<A, Status>
+/// Sends a request to a node as soon as there is a place for it, and waits for the answer for as long
+/// as is left then, which the node is told.
+async fn ask<A, F>(
+    node: &Node,
+    patience: Duration,
+    send: impl FnOnce(Channel, Duration) -> F,
+) -> Result<A, Status>
 where
     F: Future<Output = Result<tonic::Response<A>, Status>>,
 {
@@ -173,7 +186,7 @@ where
         let text = format!("too much is under way to {}: this was not sent", node.address);
         return Err(status::exhausted(text));
     };
-    let response = within(left, send(channel)).await?;
+    let response = within(left, send(channel, left)).await?;
     node.answered();
     Ok(response.into_inner())
 }

@@ -175,11 +175,16 @@ impl Ring {
         all
     }
 
-    /// Whom a request for a key goes to that was sent to these before: somebody new, and one who is
+    /// Everybody who takes a request for a key and is not among these.
+    pub(super) fn untried(&self, key: &[u8], tried: &[Address]) -> Vec<Arc<Node>> {
+        let others = self.route(key).into_iter().filter(|address| !tried.contains(address));
+        others.map(|address| self.node(&address)).collect()
+    }
+
+    /// Whom a request for a key goes to now that was sent to these before: somebody new, and one who is
     /// not shunned if there is one.
     pub(super) fn another(&self, key: &[u8], tried: &[Address]) -> Option<Arc<Node>> {
-        let others = self.route(key).into_iter().filter(|address| !tried.contains(address));
-        let others: Vec<Arc<Node>> = others.map(|address| self.node(&address)).collect();
+        let others = self.untried(key, tried);
         others.iter().find(|node| self.may_ask(node)).or(others.first()).cloned()
     }
 
@@ -196,7 +201,8 @@ impl Ring {
         node.judge(|shun| Some(if silent { shun.was_silent(now) } else { shun.failed(now) }));
     }
 
-    /// Whether a node may be asked: it is not shunned, or it is time to see whether it is back.
+    /// Whether a node may be asked now: it is not shunned, or it is time to see whether it is back. In
+    /// that case nobody else may until that is known, so that it has to be sent something.
     pub(super) fn may_ask(&self, node: &Node) -> bool {
         node.shun.load(Ordering::Relaxed) == 0 || node.judge(|shun| shun.asked(self.elapsed_ms()))
     }
@@ -204,18 +210,33 @@ impl Ring {
     /// Fetches a layout of at least this epoch from the first node that has it. It may be the one
     /// that is known: where a member has moved to another address, the layout then says so.
     async fn fetch(&self, epoch: u64) {
-        let nodes = self.addresses().into_iter().map(|address| self.node(&address));
-        let (good, shunned): (Vec<_>, Vec<_>) = nodes.partition(|node| self.may_ask(node));
-        for node in good.into_iter().chain(shunned) {
-            match fetch_layout(&node.channel(), epoch.saturating_sub(1)).await {
-                Ok(Some(layout)) if layout.epoch >= epoch => {
-                    node.answered();
-                    return self.routes.store(Routes::new(layout));
-                }
-                Ok(_) => node.answered(),
-                Err(status) => self.failed(&node, &status),
+        let mut shunned = Vec::new();
+        for node in self.addresses().into_iter().map(|address| self.node(&address)) {
+            if !self.may_ask(&node) {
+                shunned.push(node);
+            } else if self.fetched_from(&node, epoch).await {
+                return;
             }
         }
+        for node in shunned {
+            if self.fetched_from(&node, epoch).await {
+                return;
+            }
+        }
+    }
+
+    /// Whether a node gave a layout of at least this epoch, by which requests then go.
+    async fn fetched_from(&self, node: &Node, epoch: u64) -> bool {
+        match fetch_layout(&node.channel(), epoch.saturating_sub(1)).await {
+            Ok(Some(layout)) if layout.epoch >= epoch => {
+                node.answered();
+                self.routes.store(Routes::new(layout));
+                return true;
+            }
+            Ok(_) => node.answered(),
+            Err(status) => self.failed(node, &status),
+        }
+        false
     }
 }
 
@@ -265,5 +286,29 @@ pub(super) async fn fetch_layout(channel: &Channel, have_epoch: u64) -> Result<O
     match response.layout {
         Some(layout) => convert::layout(layout).map(Some).map_err(|e| Status::internal(e.to_string())),
         None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::layout::tests::ring_of;
+    use futures_util::poll;
+    use std::net::TcpListener;
+    use std::pin::pin;
+
+    #[tokio::test]
+    async fn only_who_is_sent_something_is_probed() {
+        let silent = [0; 2].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+        let seeds = silent.each_ref().map(|silent| Address::from(silent.local_addr().unwrap()));
+        let mut ring = Ring::new(seeds.to_vec(), 1, ring_of(1, 1, 4));
+        ring.started -= Duration::from_secs(1);
+        let [first, second] = seeds.map(|seed| ring.node(&seed));
+        for node in [&first, &second] {
+            node.judge(|shun| Some(shun.failed(0)));
+        }
+        assert!(poll!(pin!(ring.fetch(2))).is_pending());
+        assert!(!ring.may_ask(&first), "it is being asked");
+        assert!(ring.may_ask(&second), "its turn has not come");
     }
 }

@@ -119,6 +119,20 @@ fn a_read_on_a_connection_that_breaks_is_sent_to_another_node() {
 }
 
 #[test]
+fn what_a_node_says_of_a_lost_quorum_is_heard() {
+    let rig = Rig::new();
+    let nodes = rig.ring_of(3);
+    let config = ClientConfig { timeout: Duration::from_secs(2), ..ClientConfig::default() };
+    let client = rig.client_with(&addresses(&nodes), config);
+    let key = keys_of(&client, &nodes[0], 1).remove(0);
+    nodes[1..].iter().for_each(|node| node.signal("STOP"));
+    let refused = rig.wait(client.get(key));
+    nodes[1..].iter().for_each(|node| node.signal("CONT"));
+    let refused = refused.unwrap_err();
+    assert!(refused.to_string().contains("too few owners"), "{refused}");
+}
+
+#[test]
 fn a_read_is_not_lost_to_a_node_that_hangs() {
     let rig = Rig::new();
     let nodes = rig.ring_of(3);
