@@ -51,7 +51,7 @@ fn main() -> ExitCode {
 async fn get(cli: Cli) -> Result<(), Failure> {
     let key = cli.key.clone().into_bytes().into();
     convert::key(&key).map_err(|e| Failure::new(Exit::Usage, e.to_string()))?;
-    let found = cli.connect.store(&cli.care).await?.get(key).await.map_err(Failure::of_read)?;
+    let found = cli.connect.store(&cli.care).await?.get(key).await?;
     let found = found.ok_or_else(|| Failure::new(Exit::NotFound, format!("no value under {:?}", cli.key)))?;
     cli.care.check(TOOL, "read", found.consistency);
     if cli.json {

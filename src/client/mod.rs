@@ -84,12 +84,22 @@ pub enum ClientError {
     /// again later, and not at once, which would add to the load.
     #[error("{0}")]
     Exhausted(String),
-    /// It may have happened or not. Read before writing again, if that matters.
+    /// A write may have happened or not. Read before writing again, if that matters.
     #[error("outcome unknown: {0}")]
     OutcomeUnknown(String),
     /// Something else, as the server put it.
     #[error("{0}")]
     Refused(String),
+}
+
+impl ClientError {
+    /// Of a request that changes nothing: however it ended, nothing was done.
+    fn of_read(status: Status) -> Self {
+        match status.into() {
+            ClientError::OutcomeUnknown(message) => ClientError::Unavailable(message),
+            other => other,
+        }
+    }
 }
 
 impl From<Status> for ClientError {
@@ -283,7 +293,7 @@ impl Client {
                 }))
             }
             Err(status) if status.code() == Code::NotFound => Ok(None),
-            Err(status) => Err(status.into()),
+            Err(status) => Err(ClientError::of_read(status)),
         }
     }
 
@@ -310,7 +320,7 @@ impl Client {
             let mut client = location(self.ring.node(&address).channel());
             match client.status(self.request(pb::StatusRequest { local: false }, self.config.timeout)).await {
                 Ok(response) => return Ok(response.into_inner()),
-                Err(status) => last = status.into(),
+                Err(status) => last = ClientError::of_read(status),
             }
         }
         Err(last)

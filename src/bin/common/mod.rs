@@ -43,16 +43,6 @@ impl Failure {
     pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
         Failure { exit, message: message.into() }
     }
-
-    /// The failure of a request that only reads. Whatever its outcome, it did nothing.
-    pub(crate) fn of_read(error: ClientError) -> Self {
-        match error {
-            ClientError::OutcomeUnknown(message) => {
-                Failure::new(Exit::Unavailable, format!("{message}: try again, or with a longer --timeout"))
-            }
-            other => other.into(),
-        }
-    }
 }
 
 impl From<ClientError> for Failure {

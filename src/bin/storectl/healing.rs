@@ -30,7 +30,7 @@ const NAMED: usize = 8;
 
 /// The members of a ring, with where they listen now.
 async fn members(client: &Client) -> Result<Vec<(NodeId, Address)>, Failure> {
-    let status = client.status().await.map_err(Failure::of_read)?;
+    let status = client.status().await?;
     let member = |node: &NodeStatus| Some((convert::node_id(&node.id).ok()?, node.address.parse().ok()?));
     Ok(status.nodes.iter().filter_map(member).collect())
 }

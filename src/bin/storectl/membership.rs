@@ -48,7 +48,7 @@ async fn node_meant(
         return Ok((target.client().await?, peer.clone()));
     };
     let client = target.client().await?;
-    let status = client.status().await.map_err(Failure::of_read)?;
+    let status = client.status().await?;
     let address = &member::resolve(&status, &name)?.address;
     let address = address.parse().map_err(|error| {
         Failure::new(Exit::Conflict, format!("where node {name} listens is not known: {error}"))

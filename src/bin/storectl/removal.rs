@@ -21,7 +21,7 @@ pub(crate) async fn remove(
     json: bool,
 ) -> Result<(), Failure> {
     let client = target.client().await?;
-    let status = client.status().await.map_err(Failure::of_read)?;
+    let status = client.status().await?;
     let node = member::resolve(&status, name)?;
     let id = member::id(node);
     if force {

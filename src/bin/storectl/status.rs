@@ -14,7 +14,7 @@ use thrifty::wire::location::{NodeState, NodeStatus, StatusResponse};
 /// Prints how the ring is doing.
 pub(crate) async fn status(target: &Target, json: bool) -> Result<(), Failure> {
     let client = target.client().await?;
-    let status = client.status().await.map_err(Failure::of_read)?;
+    let status = client.status().await?;
     let stuck = without_quorum(&status, &client.layout());
     if json {
         return common::print(as_json(&status, stuck));
