@@ -5,6 +5,7 @@ use super::routes::Node;
 use crate::core::node::Address;
 use crate::wire::channel::within;
 use crate::wire::status;
+use prost::Message;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -60,7 +61,7 @@ fn passing(code: Code) -> bool {
 impl Client {
     /// Sends a request to the key's coordinators in turn, then to anybody, for as long as it may be
     /// sent again and there is time.
-    pub(super) async fn call<Q: Clone, A, F>(
+    pub(super) async fn call<Q: Message + Clone, A: Message, F>(
         &self,
         key: &[u8],
         op: Op,
@@ -84,8 +85,9 @@ impl Client {
             Op::Read => self.config.timeout * 3 / 4,
             Op::Write => self.config.timeout,
         };
+        let size = message.encoded_len();
         let sent = |channel, left| send(channel, self.request(message.clone(), left));
-        let status = match ask(&first, patience, sent).await {
+        let status = match ask(&first, (op, size), patience, sent).await {
             Ok(answer) => return Ok(answer),
             Err(status) => status,
         };
@@ -98,7 +100,7 @@ impl Client {
 
     /// The rest of [`Client::call`] after a first try that failed. Nobody is asked twice before all
     /// others were. It is boxed by its caller, so that the usual future stays small.
-    async fn call_again<Q: Clone, A, F>(
+    async fn call_again<Q: Message + Clone, A: Message, F>(
         &self,
         key: &[u8],
         op: Op,
@@ -110,6 +112,7 @@ impl Client {
     where
         F: Future<Output = Result<tonic::Response<A>, Status>>,
     {
+        let size = message.encoded_len();
         let mut silent = made_here(&status);
         let mut last = explained(status, &first.address);
         let mut tried = vec![first.address.clone()];
@@ -134,7 +137,7 @@ impl Client {
             }
             let Some(node) = self.ring.another(key, &tried) else { return Err(last) };
             let sent = |channel, left| send(channel, self.request(message.clone(), left));
-            let status = match ask(&node, left, sent).await {
+            let status = match ask(&node, (op, size), left, sent).await {
                 Ok(answer) => return Ok(answer),
                 Err(status) => status,
             };
@@ -171,8 +174,9 @@ impl Client {
 
 /// Sends a request to a node as soon as there is a place for it, and waits for the answer for as long
 /// as is left then, which the node is told.
-async fn ask<A, F>(
+async fn ask<A: Message, F>(
     node: &Node,
+    (op, size): (Op, usize),
     patience: Duration,
     send: impl FnOnce(Channel, Duration) -> F,
 ) -> Result<A, Status>
@@ -180,15 +184,19 @@ where
     F: Future<Output = Result<tonic::Response<A>, Status>>,
 {
     let end = Instant::now() + patience;
-    let place = tokio::time::timeout_at(end, node.place()).await;
+    let place = tokio::time::timeout_at(end, node.place(size, op == Op::Read)).await;
     let left = end.saturating_duration_since(Instant::now());
     let Some((channel, _place)) = place.ok().filter(|_| left >= LEAST_TIME.min(patience)) else {
         let text = format!("too much is under way to {}: this was not sent", node.address);
         return Err(status::exhausted(text));
     };
-    let response = within(left, send(channel, left)).await?;
+    let answer = within(left, send(channel, left)).await;
+    if op == Op::Read && !answer.as_ref().is_err_and(made_here) {
+        node.brought(answer.as_ref().map_or(0, |answer| answer.get_ref().encoded_len()));
+    }
+    let answer = answer?.into_inner();
     node.answered();
-    Ok(response.into_inner())
+    Ok(answer)
 }
 
 /// The connection could not even be made.

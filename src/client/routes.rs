@@ -6,8 +6,9 @@ use super::location;
 use super::shun::Shun;
 use crate::core::layout::{Layout, Phase};
 use crate::core::node::Address;
+use crate::core::record::MAX_VALUE_BYTES;
 use crate::wire::location::GetLayoutRequest;
-use crate::wire::{MAX_STREAMS, channel, convert};
+use crate::wire::{MAX_CONNECTION_BYTES, MAX_STREAMS, REQUEST_BYTES, channel, convert};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -22,12 +23,18 @@ use tonic::{Request, Status};
 /// How long one node may take to give the layout.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The bytes for which a place is: where all places are taken, a node has no more memory for the
+/// connections.
+const PLACE_BYTES: usize = MAX_CONNECTION_BYTES / MAX_STREAMS as usize;
+
 pub(super) struct Node {
     pub(super) address: Address,
     channels: Vec<Channel>,
     next: AtomicUsize,
-    /// For requests, as many as the node takes on these connections at once.
+    /// For requests, as many as the node takes on these connections at once. A large one takes several.
     places: Semaphore,
+    /// What the value that a read brings may have, in bytes: the largest of late.
+    found: AtomicUsize,
     /// The bits of a [`Shun`], in milliseconds since [`Ring::started`].
     shun: AtomicU64,
 }
@@ -41,6 +48,7 @@ impl Node {
             channels,
             next: AtomicUsize::new(0),
             places,
+            found: AtomicUsize::new(MAX_VALUE_BYTES),
             shun: AtomicU64::new(0),
         }
     }
@@ -50,11 +58,24 @@ impl Node {
         self.channels[at].clone()
     }
 
-    /// A connection with a place for one more request. Past that requests would wait in the connection,
-    /// and of one that ran out of time there nobody could say that it was not sent.
-    pub(super) async fn place(&self) -> (Channel, Option<SemaphorePermit<'_>>) {
-        let place = self.places.acquire().await;
+    /// A connection with a place for one more request, whose message has so many bytes and which may
+    /// bring a value. Past that requests would wait in the connection, and of one that ran out of time
+    /// there nobody could say that it was not sent; or they would be refused for their bytes.
+    pub(super) async fn place(&self, bytes: usize, brings: bool) -> (Channel, Option<SemaphorePermit<'_>>) {
+        let found = if brings { self.found.load(Ordering::Relaxed) } else { 0 };
+        let places = (REQUEST_BYTES + bytes + found).div_ceil(PLACE_BYTES).min(MAX_STREAMS as usize);
+        let place = self.places.acquire_many(places as u32).await;
         (self.channel(), place.ok())
+    }
+
+    /// A read brought an answer of so many bytes. Small ones have the next ones expected to be smaller,
+    /// too, but slowly: as long as some are large, room is left for them.
+    pub(super) fn brought(&self, bytes: usize) {
+        let before = self.found.load(Ordering::Relaxed);
+        let found = bytes.max(before - before / 16);
+        if found != before {
+            self.found.store(found, Ordering::Relaxed);
+        }
     }
 
     /// It is there: whatever was held against it is forgotten.
@@ -296,6 +317,29 @@ mod tests {
     use futures_util::poll;
     use std::net::TcpListener;
     use std::pin::pin;
+    use std::task::Poll;
+    use tokio::task::unconstrained;
+
+    #[tokio::test]
+    async fn large_requests_take_the_places_of_several() {
+        let check = async |node: &Node, bytes, brings, most: usize| {
+            let mut places = Vec::new();
+            while let Poll::Ready((_, place)) = poll!(pin!(unconstrained(node.place(bytes, brings)))) {
+                places.push(place);
+            }
+            assert_eq!(places.len(), most, "{bytes} {brings}");
+            let size = REQUEST_BYTES + bytes + usize::from(brings) * node.found.load(Ordering::Relaxed);
+            assert!(most * size <= MAX_CONNECTION_BYTES);
+        };
+        let node = Node::new(&"127.0.0.1:1".parse().unwrap(), 1);
+        check(&node, 100, false, 256).await;
+        check(&node, MAX_VALUE_BYTES + 100, false, 28).await;
+        check(&node, 100, true, 28).await;
+        (0..100).for_each(|_| node.brought(50));
+        check(&node, 100, true, 256).await;
+        node.brought(500_000);
+        check(&node, 100, true, 64).await;
+    }
 
     #[tokio::test]
     async fn only_who_is_sent_something_is_probed() {

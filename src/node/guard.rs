@@ -8,7 +8,7 @@
 //! whose other end doesn't read leaves something to the others.
 
 use crate::wire::budget::{Budget, Held};
-use crate::wire::{MAX_MESSAGE_BYTES, status};
+use crate::wire::{MAX_MESSAGE_BYTES, REQUEST_BYTES, status};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,9 +32,6 @@ const SHARES: usize = 8;
 /// Links on one connection. There is one; after it failed another one may begin before it is gone.
 /// How many there are in all is for the store to bound, which learns whose they are.
 const LINKS_OF_ONE: usize = 4;
-
-/// What a request counts beside its message: its stream, its headers, its task.
-const REQUEST: usize = 4 << 10;
 
 /// How long a request may take to arrive. Over plain HTTP it is told so a little earlier.
 const ARRIVAL: Duration = Duration::from_secs(12);
@@ -87,7 +84,7 @@ impl Budgets {
         }
         let of_a_peer = path.split('/').nth(1).is_some_and(|service| service.ends_with("Peer"));
         let budget = if of_a_peer { &self.peers } else { &self.clients };
-        budget.hold(announced.saturating_add(REQUEST))
+        budget.hold(announced.saturating_add(REQUEST_BYTES))
     }
 }
 
@@ -316,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_connection_has_a_share_and_few_links() {
-        let all = Budgets::new(Some(Budget::new(SHARES * 2 * REQUEST)));
+        let all = Budgets::new(Some(Budget::new(SHARES * 2 * REQUEST_BYTES)));
         let (one, other) = (all.share(), all.share());
         for (path, most) in [("/thrifty.store.v1.Store/Put", 2), (LINK, LINKS_OF_ONE)] {
             let held: Vec<_> = (0..most).map(|_| one.hold(path, 0).unwrap()).collect();
@@ -326,7 +323,8 @@ mod tests {
             one.hold(path, 0).unwrap();
         }
         let clients: Vec<_> = (0..SHARES).map(|_| all.share()).collect();
-        let _all_of_it: Vec<_> = clients.iter().map(|one| one.clients.hold(2 * REQUEST).unwrap()).collect();
+        let _all_of_it: Vec<_> =
+            clients.iter().map(|one| one.clients.hold(2 * REQUEST_BYTES).unwrap()).collect();
         assert!(other.hold("/v1/kv/a", 0).is_err());
         other.hold("/thrifty.location.v1.LocationPeer/Gossip", 0).unwrap();
     }

@@ -44,6 +44,7 @@ use crate::location::{Boxed, Holdings, Location, Progress, SegmentHost, wall_ms}
 use crate::replica::Replica;
 use crate::storage::StorageError;
 use crate::storage::vault::Vault;
+use crate::wire::MAX_CONNECTION_BYTES;
 use crate::wire::budget::Budget;
 use crate::wire::convert;
 use crate::wire::status;
@@ -61,7 +62,7 @@ use tokio::time::Instant;
 use turns::Turns;
 
 /// What clients' requests and their answers may take in memory, all together: 256 of the largest.
-const MAX_BYTES: usize = 256 << 20;
+const MAX_BYTES: usize = 8 * MAX_CONNECTION_BYTES;
 
 /// How often the clock's mark and the free space are looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);

@@ -43,3 +43,10 @@ pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// Requests that one connection of a client's to a node may have under way; the others wait with the
 /// client, where they cost the node nothing. What a busy client needs, who can have more connections.
 pub const MAX_STREAMS: u32 = 256;
+
+/// What the requests on one connection of a client's to a store node, with their answers, may take of
+/// the node's memory; what comes past that is refused.
+pub const MAX_CONNECTION_BYTES: usize = 32 << 20;
+
+/// What a request takes beside its message and the answer's: its stream, its headers, its task.
+pub const REQUEST_BYTES: usize = 4 << 10;

@@ -130,7 +130,10 @@ fn what_a_node_says_of_a_lost_quorum_is_heard() {
     nodes[1..].iter().for_each(|node| node.signal("CONT"));
     let refused = refused.unwrap_err();
     assert!(refused.to_string().contains("too few owners"), "{refused}");
-    assert!(matches!(refused, ClientError::Unavailable(_)), "a read does nothing, however it ends: {refused:?}");
+    assert!(
+        matches!(refused, ClientError::Unavailable(_)),
+        "a read does nothing, however it ends: {refused:?}"
+    );
 }
 
 #[test]
