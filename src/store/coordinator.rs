@@ -156,16 +156,16 @@ impl Store {
     ) -> Result<Coordinated<()>, tonic::Status> {
         let _turn = self.in_turn(terms, self.0.turns.write(&key)).await?;
         let layout = self.layout()?;
-        let now = wall_ms();
-        let hlc = self.replica()?.clock().tick(now);
-        let hlc = hlc.ok_or_else(|| {
+        let hlc = self.replica()?.clock().tick(wall_ms()).ok_or_else(|| {
             crate::wire::status::unavailable("this node's clock has no stamps left; nothing was done")
         })?;
         self.cover_clock().await?;
         let version = Version { hlc, node: self.location().me().low() };
         let Content { value, content_type, ttl } = content;
-        // Once, as the version: whatever is sent again later expires when the first copy does.
-        let expires_at_ms = ttl.map(|ttl| ttl.expires_at_ms(now));
+        // Once, as the version: whatever is sent again later expires when the first copy does. And by
+        // the version's time, which is not behind what others wrote: were this node's clock, then the
+        // value would be gone for them too early.
+        let expires_at_ms = ttl.map(|ttl| ttl.expires_at_ms(version.wall_ms()));
         let record = Record { version, expires_at_ms, value, content_type };
         let mut out = Vec::with_capacity(4);
         let liveness = |id| self.location().liveness(id);

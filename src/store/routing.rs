@@ -407,9 +407,22 @@ fn nonsense(answer: &answer::Answer) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::clock;
     use crate::core::layout::tests::ring_of;
     use crate::core::record::Version;
     use crate::store::tests::member_of;
+
+    #[tokio::test]
+    async fn a_ttl_counts_from_the_latest_that_a_node_has_seen() {
+        let store = member_of(ring_of(1, 1, 4)).await;
+        let (ahead, ttl) = (wall_ms() + 3_600_000, 60_000);
+        store.replica().unwrap().clock().observe(clock::at_ms(ahead));
+        let put = PutRequest { key: "k".into(), ttl_ms: Some(ttl), ..PutRequest::default() };
+        store.put(put, Duration::from_secs(5)).await.unwrap();
+        let get = GetRequest { key: "k".into(), ..GetRequest::default() };
+        let found = store.get(get, Duration::from_secs(5)).await.unwrap();
+        assert!(found.expires_at_ms >= Some(ahead + ttl), "{found:?}");
+    }
 
     #[tokio::test]
     async fn a_request_without_time_is_told_so_and_nothing_is_done() {

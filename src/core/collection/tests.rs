@@ -217,6 +217,7 @@ fn lists_are_cut_to_what_a_question_may_carry() {
     let dead: Dead = (0..20_000).map(|i| (Bytes::from(format!("{i}")), Version::ABSENT)).collect();
     let batches = batches(dead.clone());
     assert!(batches.len() > 1 && batches.iter().all(|b| b.iter().map(cost).sum::<usize>() <= CALL_BYTES));
+    assert!(batches.iter().all(|batch| batch.len() <= MAX_LISTED));
     assert_eq!(batches.concat(), dead);
 }
 
