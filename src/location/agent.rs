@@ -438,7 +438,7 @@ impl Agent {
                     departure = Some(Departure::Stopped);
                 }
                 Output::GaveUp(id, why) => {
-                    news!("the change of the ring is put off: {} {why}", self.name_of(id));
+                    news!("the change of the ring is put off for {}: {why}", self.name_of(id));
                 }
             }
         }

@@ -44,6 +44,10 @@ const SEGMENTS_PER_CALL: usize = 64;
 /// Pause before sources that failed are tried again, and before another look for room on the disk.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
+/// A person is told after so many such pauses why nothing comes: a few are usual, while the sources still
+/// install the layout.
+const TELL_AFTER: u32 = 10;
+
 /// How long a call may go without a page before the source is given up.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -60,6 +64,8 @@ pub(super) async fn gather(store: &Store, layout: &Layout, progress: &Progress) 
     progress.total.store(pulls.len() as u64, Ordering::Relaxed);
     let mut gathering = Gathering::new(pulls);
     let mut clients = Clients::default();
+    // What a source said that gave nothing, and how often all of them gave nothing.
+    let (mut refusal, mut refused) = (None, 0);
     loop {
         // Nothing is asked for that would be refused. No progress meanwhile: if it takes too long, the
         // claimant gives the transition up.
@@ -70,6 +76,10 @@ pub(super) async fn gather(store: &Store, layout: &Layout, progress: &Progress) 
         if round.is_empty() {
             if gathering.is_complete() {
                 break;
+            }
+            refused += 1;
+            if let (TELL_AFTER, Some((source, why))) = (refused, &refusal) {
+                news!("taking segments over has to wait, as node {source:.8} does not give them: {why}");
             }
             tokio::time::sleep(TRY_AGAIN).await;
             gathering.forgive();
@@ -91,7 +101,8 @@ pub(super) async fn gather(store: &Store, layout: &Layout, progress: &Progress) 
             match result {
                 Ok(pulled) => gathering.keys += pulled.keys,
                 Err(status) => {
-                    tracing::debug!(source = %source, %status, "a source could not be gathered from")
+                    tracing::debug!(source = %source, %status, "a source could not be gathered from");
+                    refusal = Some((source, status.message().to_owned()));
                 }
             }
             for segment in segments {
