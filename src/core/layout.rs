@@ -18,6 +18,8 @@
 //! Left out on purpose: any notion of which members are alive. A layout does not change because a
 //! node is down, only because a majority agreed to change it.
 
+mod forced;
+
 use crate::core::mutants::{Mutant, planted};
 use crate::core::node::{Address, NodeId, RingId};
 use crate::core::placement::{self, Seat};
@@ -512,54 +514,6 @@ impl Layout {
             former: self.former.clone(),
             ..*self
         }
-    }
-
-    /// The Stable layout of a new lineage among survivors: the members that are not `gone`, each
-    /// with what it held. What only the others held is lost. `None` if nobody survives.
-    pub fn forced(&self, ring: RingId, gone: &BTreeSet<NodeId>) -> Option<Layout> {
-        let mut layout = self.clone();
-        for member in &mut layout.members {
-            let out = gone.contains(&member.id);
-            member.standing = if out { Standing::Leaving } else { Standing::Staying };
-        }
-        let heirs: Vec<u16> = (0..layout.members.len())
-            .filter(|&i| layout.members[i].standing == Standing::Staying)
-            .map(|i| i as u16)
-            .collect();
-        let heir = *heirs.first()?;
-        let epoch = self.epoch + 1;
-        let rows = self.current.rows().map(|row| {
-            let mut kept: Vec<Cell> =
-                row.iter().copied().filter(|cell| heirs.contains(&cell.member)).collect();
-            if kept.is_empty() {
-                kept.push(Cell { member: heir, acquired: epoch });
-            }
-            kept
-        });
-        layout.current = Table::new(rows.collect());
-        layout.next = None;
-        layout.former.push(self.ring);
-        let surplus = layout.former.len().saturating_sub(MAX_FORMER);
-        layout.former.drain(..surplus);
-        Some(Layout { ring, ..layout.settled() })
-    }
-
-    /// Whether this was forced out of exactly that layout. Of an older one of its ring it would take back
-    /// what was installed since, and drop what the members gained by that.
-    pub fn is_forced_from(&self, installed: &Layout) -> bool {
-        self.former.last() == Some(&installed.ring) && self.epoch == installed.epoch + 1
-    }
-
-    /// Whether this is a layout of the ring that came of `ring` by forced removals.
-    pub fn succeeds(&self, ring: RingId) -> bool {
-        self.former.contains(&ring)
-    }
-
-    /// Whether a member of this ring follows a layout that succeeds it by a forced removal: not while this
-    /// ring has a majority, for then the removal was forced in error, and what is acknowledged here
-    /// must not be given up for it.
-    pub fn gives_way_to(&self, successor: &Layout, alive: impl Fn(NodeId) -> bool) -> bool {
-        successor.succeeds(self.ring) && !self.has_majority(alive)
     }
 
     /// Whether a node that this layout was taking in may ask again as who it is, once the layout `after`

@@ -85,6 +85,10 @@ pub enum Mutant {
     ConfirmedUnsynced,
     /// Whoever takes a page in does not start its clock above the sender's.
     SendersClockIgnored,
+    /// A member gives way to a forced removal although its own ring has a majority.
+    MajorityGivesWay,
+    /// What a forced removal begins goes on counting epochs where the old ring was.
+    LineagesShareEpochs,
     /// ReadNew is left with one old owner too few. Hidden by the next.
     ReadNewLeftEarly,
     /// That there is nothing is returned if a quorum of the read set says so.
@@ -135,7 +139,7 @@ impl Mutant {
     }
 
     /// Those that the simulator has to find.
-    pub const SIMULATED: [Mutant; 36] = [
+    pub const SIMULATED: [Mutant; 38] = [
         Mutant::UnfencedWrites,
         Mutant::UnfencedReads,
         Mutant::SnapshotBeforeInstall,
@@ -172,6 +176,8 @@ impl Mutant {
         Mutant::LeftoversMerged,
         Mutant::LatePagesMerged,
         Mutant::SendersClockIgnored,
+        Mutant::MajorityGivesWay,
+        Mutant::LineagesShareEpochs,
     ];
 
     /// Those that only a disk can show which forgets what was not synced.

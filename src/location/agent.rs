@@ -302,7 +302,8 @@ impl Agent {
                 return self.carry_out(outputs, None).await;
             }
             Event::Forced(layout, reply) => {
-                let fits = layout.is_forced_from(self.membership.layout());
+                // Another may have come between since the call was answered.
+                let fits = self.membership.layout().survives_into(&layout, self.state.id);
                 let outputs = fits.then_some(Output::Install(layout));
                 let departure = self.carry_out(outputs.into_iter().collect(), None).await?;
                 let _caller_gone = reply.send(fits);

@@ -122,8 +122,7 @@ impl NodeState {
         let vote = match (&layout, vault.load(VOTE)?) {
             (Some(layout), Some(bytes)) => {
                 let (target, vote) = convert::vote_from_bytes(&bytes)?;
-                let this_ring = vote.accepted.as_ref().is_none_or(|(_, of)| of.ring == layout.ring);
-                if target == layout.epoch + 1 && this_ring { vote } else { Vote::default() }
+                layout.recalls(target, vote)
             }
             _ => Vote::default(),
         };

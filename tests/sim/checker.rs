@@ -1,6 +1,7 @@
 //! What must hold, whatever happens.
 //!
-//! 1. *One layout per epoch*: any two layouts of one ring and one epoch that anybody installs are equal.
+//! 1. *One layout per epoch*: any two layouts of one ring and one epoch that anybody installs are equal,
+//!    and no ring has an epoch in common with one that it succeeds by a forced removal.
 //! 2. *Linearizable*: every version is written once, so that operations on a key can be ordered by
 //!    version, and all that is left to check is that real time agrees. A read returns at least the
 //!    newest version that was acknowledged, or returned by a read, before the read began; an
@@ -11,6 +12,8 @@
 //!    that finds nothing counts as one that found the delete, or the expired record, that was forgotten;
 //!    nothing older is ever found again.
 //! 6. *Only who is called down is removed*: by most of a majority of the voters, unless it asked to leave.
+//! 7. *What a forced removal promises*, see [`Checker::forced`]. Nobody goes from a ring to one that does not succeed
+//!    it, nor gives one up that has a majority; and survivors keep what they hold.
 //!
 //! The second is checked twice: by versions as the run goes on, and in the end by values alone, see
 //! [`linear`]. That all owners of a segment hold the same in the end, deletes included, is the
@@ -27,6 +30,7 @@ use crate::counts::{Counts, Kind};
 use crate::env::Index;
 use crate::gossip::Gossip;
 use crate::linear::{self, Operation, Verdict, What};
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use thrifty::core::layout::{Layout, Phase, Standing};
@@ -45,8 +49,10 @@ fn number(record: &Record) -> Option<u64> {
 }
 
 /// What is known about one key.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Key {
+    /// Which key this is about: after a forced removal there may be two accounts of one.
+    of: usize,
     /// The newest version acknowledged or returned so far.
     floor: Version,
     /// Every version ever begun, with its record.
@@ -61,10 +67,25 @@ struct Key {
     history: Vec<Operation>,
 }
 
+impl Key {
+    /// Another account of the same key, in which nothing is sure.
+    fn doubted(&self) -> Key {
+        let mut key = Key { of: self.of, written: self.written.clone(), ..Key::default() };
+        key.refused.clone_from(&self.refused);
+        for (version, at) in &self.writes {
+            key.writes.insert(*version, key.history.len());
+            key.history.push(Operation { ended: None, ..self.history[*at] });
+        }
+        key
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Checker {
     keys: Vec<Key>,
+    /// Which account of each key holds in a ring, where it isn't the first.
+    accounts: BTreeMap<RingId, Vec<usize>>,
     layouts: BTreeMap<(RingId, Epoch), Arc<Layout>>,
     newest: Option<Arc<Layout>>,
     time: u64,
@@ -78,9 +99,18 @@ pub(crate) struct Checker {
 
 impl Checker {
     pub(crate) fn new(keys: usize, lasting: usize) -> Self {
-        let keys = (0..keys).map(|_| Key::default()).collect();
+        let keys = (0..keys).map(|of| Key { of, ..Key::default() }).collect();
         let (layouts, shown) = (BTreeMap::new(), BTreeMap::new());
-        Checker { keys, layouts, newest: None, time: 0, lasting, shown, failure: None }
+        Checker {
+            keys,
+            accounts: BTreeMap::new(),
+            layouts,
+            newest: None,
+            time: 0,
+            lasting,
+            shown,
+            failure: None,
+        }
     }
 
     pub(crate) fn fail(&mut self, why: String) {
@@ -120,8 +150,13 @@ impl Checker {
         if let Some(id) = removed_by_few {
             self.fail(format!("epoch {} removes {id:?}, whom too few called down", layout.epoch));
         }
+        let related = |other: &Layout| other.succeeds(layout.ring) || layout.succeeds(other.ring);
+        if self.layouts.values().any(|other| other.epoch == layout.epoch && related(other)) {
+            self.fail(format!("epoch {} is in two rings of one descent", layout.epoch));
+        }
         self.layouts.insert((layout.ring, layout.epoch), layout.clone());
-        if self.newest.as_ref().is_none_or(|newest| newest.epoch < layout.epoch) {
+        let age = |layout: &Layout| (layout.former.len(), layout.epoch);
+        if self.newest.as_ref().is_none_or(|newest| age(newest) < age(layout)) {
             self.newest = Some(layout.clone());
         }
         true
@@ -138,6 +173,61 @@ impl Checker {
         self.time
     }
 
+    /// An operator has a ring go on without its majority.
+    ///
+    /// - A key all of whose owners survive keeps its account, in which the survivors' ring and the old one are
+    ///   held against each other: as soon as one can answer for it the other can't, whoever is alive.
+    /// - A key of whose owners enough survive ([`Layout::remains_whole`]) is as it was, in both rings: nothing
+    ///   that was acknowledged is lost. From here on each ring has its own account of it, since the old one, if
+    ///   it has its majority, may go on with the key beside the new one.
+    /// - Of other keys what was acknowledged may be lost. In the new ring all that was ever written of them
+    ///   counts as of unknown outcome, and is checked in full from then on. So it is with all keys if the
+    ///   ring was succeeded before or has succeeded another, since two that succeed one need not share a node.
+    ///
+    /// What is written in one ring later may turn up in the other, with a survivor that follows late.
+    /// The old ring keeps all it acknowledges, always: its account goes on unchanged.
+    pub(crate) fn forced(&mut self, before: &Layout, layout: &Layout, names: &[Bytes]) {
+        for segment in before.segments.all() {
+            let mut survivors = before.read_owners(segment);
+            survivors.retain(|id| layout.is_member(*id));
+            if survivors.iter().any(|id| layout.slot(*id, segment) != before.slot(*id, segment)) {
+                self.fail(format!("segment {segment} is taken from survivors that hold it: {layout:?}"));
+            }
+        }
+        let first = before.former.is_empty() && !self.accounts.keys().any(|ring| *ring != before.ring);
+        let gone: BTreeSet<_> = before.ids().filter(|id| !layout.is_member(*id)).collect();
+        let account = |(key, name): (usize, &Bytes)| {
+            let (old, segment) = (self.account(before.ring, key), before.segment(name));
+            if first && before.read_owners(segment).iter().all(|id| !gone.contains(id)) {
+                return old;
+            }
+            let whole = first && before.remains_whole(segment, &gone);
+            let state = &self.keys[old];
+            self.keys.push(if whole { state.clone() } else { state.doubted() });
+            self.keys.len() - 1
+        };
+        let accounts = names.iter().enumerate().map(account).collect();
+        self.accounts.insert(layout.ring, accounts);
+    }
+
+    /// A survivor that had not followed is lost to the ring of this layout: nor is anything sure of what it
+    /// owns there.
+    pub(crate) fn set_aside(&mut self, node: NodeId, layout: &Layout, names: &[Bytes]) {
+        for (key, name) in names.iter().enumerate() {
+            if layout.slot(node, layout.segment(name)).is_some() {
+                let doubted = self.keys[self.account(layout.ring, key)].doubted();
+                let accounts = self.accounts.entry(layout.ring).or_insert((0..names.len()).collect());
+                accounts[key] = self.keys.len();
+                self.keys.push(doubted);
+            }
+        }
+    }
+
+    /// Which account of a key holds in a ring.
+    pub(crate) fn account(&self, ring: RingId, key: usize) -> usize {
+        self.accounts.get(&ring).map_or(key, |accounts| accounts[key])
+    }
+
     /// An operation on a key begins. What it is given has to be handed in again at its end.
     pub(crate) fn floor(&self, key: usize) -> Version {
         self.keys[key].floor
@@ -145,10 +235,14 @@ impl Checker {
 
     /// A write gets its version.
     pub(crate) fn begins(&mut self, key: usize, record: &Record, begun: u64) {
-        let state = &mut self.keys[key];
-        state.writes.insert(record.version, state.history.len());
-        state.history.push(Operation { begun, ended: None, what: What::Write(number(record)) });
-        let known = state.written.insert(record.version, record.clone());
+        let of = self.keys[key].of;
+        let mut known = None;
+        // Until it is acknowledged in one ring, it may turn up in each.
+        for state in self.keys.iter_mut().filter(|state| state.of == of) {
+            state.writes.insert(record.version, state.history.len());
+            state.history.push(Operation { begun, ended: None, what: What::Write(number(record)) });
+            known = state.written.insert(record.version, record.clone());
+        }
         if known.is_some() {
             self.fail(format!("key {key}: version {:?} was given to two writes", record.version));
         }
@@ -173,11 +267,13 @@ impl Checker {
 
     /// A write was refused with the promise that nothing was done.
     pub(crate) fn refused(&mut self, key: usize, version: Version) {
-        let state = &mut self.keys[key];
-        state.refused.insert(version);
-        // As if it had never begun: no read may return it.
-        if let Some(at) = state.writes.get(&version) {
-            state.history[*at].what = What::Read(None);
+        let of = self.keys[key].of;
+        for state in self.keys.iter_mut().filter(|state| state.of == of) {
+            state.refused.insert(version);
+            // As if it had never begun: no read may return it.
+            if let Some(at) = state.writes.get(&version) {
+                state.history[*at].what = What::Read(None);
+            }
         }
     }
 
@@ -242,7 +338,7 @@ impl Checker {
 
     /// The run is over: searches each key's history for an order that explains it.
     pub(crate) fn search(&self, counts: &mut Counts) -> Result<(), String> {
-        for (key, state) in self.keys.iter().enumerate().take(self.lasting) {
+        for (key, state) in self.keys.iter().enumerate().filter(|(_, state)| state.of < self.lasting) {
             counts.add(Kind::Searched, 1);
             match linear::check(&state.history, MOST_STEPS) {
                 Verdict::Linearizable => {}

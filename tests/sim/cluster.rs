@@ -59,6 +59,8 @@ pub(crate) struct Cluster {
     /// What was asked for, and which faults have struck so far.
     schedule: Schedule,
     pub(crate) struck: Vec<Strike>,
+    /// A majority was lost on purpose.
+    pub(crate) forcing: bool,
 }
 
 impl Cluster {
@@ -67,7 +69,8 @@ impl Cluster {
         let client = |client| Client::new(schedule.seed, client);
         let clients = (0..env.plan.clients).map(client).collect();
         let (seats, ended, struck) = (Vec::new(), BTreeMap::new(), Vec::new());
-        let mut cluster = Cluster { env, seats, clients, ended, schedule: schedule.clone(), struck };
+        let mut cluster =
+            Cluster { env, seats, clients, ended, schedule: schedule.clone(), struck, forcing: false };
         let plan = cluster.env.plan.clone();
         cluster.env.note(|| format!("{plan:?}"));
         cluster.found(plan.nodes, plan.replicas, plan.segments);
@@ -181,7 +184,7 @@ impl Cluster {
     }
 
     /// After each event of a node: did its process end by itself?
-    fn look_after(&mut self, index: Index) {
+    pub(crate) fn look_after(&mut self, index: Index) {
         let seat = &mut self.seats[index];
         let Some(ended) = seat.process.as_ref().and_then(|process| process.ended) else { return };
         let Some(mut process) = seat.process.take() else { return };
@@ -275,12 +278,12 @@ impl Cluster {
             return self.env.after(seat.paused_until - self.env.now, event);
         }
         match event {
-            Event::Deliver { from, to, packet } => {
+            Event::Deliver { from, to, ring, packet } => {
                 let sender = self.seats[from].member.id;
                 let Some(seat) = self.seats.get_mut(to).filter(|seat| seat.alive) else { return };
                 match &mut seat.process {
                     Some(process) => {
-                        process.receive(from, packet, sender, &mut self.env);
+                        process.receive(from, ring, packet, sender, &mut self.env);
                         self.look_after(to);
                     }
                     None => {
@@ -345,6 +348,7 @@ impl Cluster {
                     self.strike(strike.fault, strike.luck);
                 }
             }
+            Event::Force(at) => self.force(&at),
             Event::Operator => self.operate(),
             Event::CutEnds => self.env.gossip.mend(),
             Event::Resume(index) => {

@@ -170,7 +170,8 @@ impl Process {
         for (key, version) in held {
             let key = env.plan.keys.iter().position(|known| *known == key);
             let key = key.expect("only what clients wrote is there");
-            let expired = env.checker.forgets(key, version, &owners);
+            let account = env.checker.account(layout.ring, key);
+            let expired = env.checker.forgets(account, version, &owners);
             env.count(if expired { Kind::ForgotExpired } else { Kind::Forgot });
         }
         Ok(())

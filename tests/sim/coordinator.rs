@@ -35,7 +35,9 @@ struct Operation {
     /// The node that forwarded it, or this one.
     from: Index,
     machine: Machine,
-    /// The newest version acknowledged or returned when it began.
+    /// Which account of its key held in this node's ring, and the newest version acknowledged or returned
+    /// in it, when it began.
+    account: usize,
     floor: Version,
     /// When it began, in operations.
     begun: u64,
@@ -142,7 +144,8 @@ impl Process {
         let terms = Terms::new(command.consistency, command.fallback, now, deadline);
         let view = env.gossip.view(self.index, env.now);
         let liveness = |id| view.of(id);
-        let (floor, begun) = (env.checker.floor(command.key), env.checker.time());
+        let account = env.checker.account(layout.ring, command.key);
+        let (floor, begun) = (env.checker.floor(account), env.checker.time());
         let mut actions = Vec::new();
         let machine = if command.wish == Wish::Get {
             Machine::Read(Read::start(self.id, layout, segment, terms, now, &liveness, &mut actions))
@@ -155,11 +158,12 @@ impl Process {
                     ..Record::value(version, command.number.to_string())
                 },
             };
-            env.checker.begins(command.key, &record, begun);
+            env.checker.begins(account, &record, begun);
             Machine::Write(Write::start(layout, segment, record, terms, &liveness, &mut actions), version)
         };
         env.note(|| format!("{} begins {command:?} floor {floor:?} {}", self.index, describe(&machine)));
-        self.requests.operations.insert(command.number, Operation { command, from, machine, floor, begun });
+        let operation = Operation { command, from, machine, account, floor, begun };
+        self.requests.operations.insert(command.number, operation);
         self.perform(command.number, actions, env);
         self.conclude(command.number, env);
     }
@@ -268,21 +272,23 @@ impl Process {
             return;
         }
         let Some(operation) = self.requests.operations.get(&number) else { return };
-        let (key, floor) = (operation.command.key, operation.floor);
-        let begun = operation.begun;
+        let (key, begun) = (operation.command.key, operation.begun);
+        let account = env.checker.account(self.layout().ring, key);
+        // What was there in the old ring when it began says nothing of a new one.
+        let floor = if account == operation.account { operation.floor } else { Version::ABSENT };
         let reply = match &operation.machine {
             Machine::Write(write, version) => match write.outcome() {
                 None => return,
                 Some(outcome) => {
                     env.note(|| format!("{} ends {number}: write {version:?} {outcome:?}", self.index));
-                    conclude_write(outcome, *version, key, floor, env)
+                    conclude_write(outcome, *version, account, floor, env)
                 }
             },
             Machine::Read(read) => match read.outcome() {
                 None => return,
                 Some(outcome) => {
                     env.note(|| format!("{} ends {number}: read {outcome:?}", self.index));
-                    conclude_read(outcome, key, floor, begun, self.skew_ms, env)
+                    conclude_read(outcome, account, floor, begun, self.skew_ms, env)
                 }
             },
         };

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use thrifty::core::collection;
 use thrifty::core::layout::Layout;
 use thrifty::core::membership::Message;
-use thrifty::core::node::{Moment, NodeId};
+use thrifty::core::node::{Moment, NodeId, RingId};
 use thrifty::core::replica_request::{Answer, Ask};
 use thrifty::core::token::{Epoch, Segment};
 use thrifty::replica::Page;
@@ -65,6 +65,8 @@ pub(crate) enum PageRefused {
 pub(crate) enum Packet {
     /// About layouts.
     Membership(Message),
+    /// An operator says that the ring goes on so, without its majority.
+    Forced(Arc<Layout>),
     /// I am at this epoch, said by gossip.
     Epoch(Epoch),
     /// Which layout do you have?
@@ -110,6 +112,8 @@ pub(crate) enum Event {
     Deliver {
         from: Index,
         to: Index,
+        /// Of which ring the sender was a member then.
+        ring: Option<RingId>,
         packet: Packet,
     },
     Wake {
@@ -136,6 +140,8 @@ pub(crate) enum Event {
     Churn,
     /// Something goes wrong because a layout is new.
     Ambush,
+    /// Operators force a removal at these nodes.
+    Force(Vec<Index>),
     /// After the faults, an operator looks after what remains to be done.
     Operator,
     /// A fault that lasts ends.
@@ -324,6 +330,7 @@ impl Env {
             self.count(Kind::Late);
             delay += self.rng.below(self.plan.lateness);
         }
-        self.after(delay, Event::Deliver { from, to, packet });
+        let ring = self.gossip.ring(from);
+        self.after(delay, Event::Deliver { from, to, ring, packet });
     }
 }

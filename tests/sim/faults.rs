@@ -46,6 +46,8 @@ pub(crate) enum Fault {
     Leave,
     LeaveAll,
     Removal,
+    /// No majority is left, and what is left is made a ring of its own.
+    ForcedRemoval,
 }
 
 /// What strikes at the worst moment: just after the first node has installed a new layout.
@@ -107,7 +109,11 @@ pub(crate) const CALMED: &[&str] = &[
 impl Fault {
     /// The fault of that name.
     pub(crate) fn named(name: &str) -> Option<Fault> {
-        WEIGHTS.iter().map(|(fault, _)| *fault).find(|fault| format!("{fault:?}") == name)
+        WEIGHTS
+            .iter()
+            .map(|(fault, _)| *fault)
+            .chain([Fault::ForcedRemoval])
+            .find(|fault| format!("{fault:?}") == name)
     }
 }
 
@@ -252,6 +258,10 @@ impl Plan {
             7 => plan.of_rivals(rng),
             _ => {}
         }
+        if Rng::new(rng.clone().next() ^ 1).chance(70) {
+            plan.of_survivors(&mut Rng::new(rng.clone().next() ^ 2));
+            return plan;
+        }
         // By luck of its own, so that the rest of a seed goes as if nothing were collected.
         let mut luck = Rng::new(rng.clone().next());
         plan.lasting = plan.keys.len();
@@ -351,6 +361,24 @@ impl Plan {
         self.deadlines = &[1_000 * MS, 5_000 * MS];
         self.ambush = rng.pick(&[0, 700]);
         self.ambushes = &[Fault::Numb, Fault::Numb, Fault::Deaf];
+    }
+
+    /// A theme: a ring that loses its majority, and goes on without it.
+    fn of_survivors(&mut self, rng: &mut Rng) {
+        self.lasting = self.keys.len();
+        self.nodes = rng.range(2, 8) as usize;
+        self.replicas = Replicas::Count(rng.pick(&[1, 2, 3, 3, 3, 5]));
+        self.segments = rng.pick(&[1, 2, 4]);
+        self.detect = rng.range(100 * MS, 300 * MS);
+        self.suspicion = 0;
+        self.delay = 1_000;
+        self.lost = rng.pick(&[0, 20, 200]);
+        self.down = 500 * MS;
+        self.ambush = rng.pick(&[0, 300]);
+        self.ambushes = &[Fault::ForcedRemoval];
+        self.churn_every = rng.pick(&[300 * MS, 500 * MS, 1_000 * MS]);
+        self.fault_every = 700 * MS;
+        self.weights = vec![(Fault::ForcedRemoval, 3), (Fault::Crash, 1), (Fault::Join, 1), (Fault::Deaf, 1)];
     }
 
     /// A theme: several that take themselves for the claimant, whose proposals come late and who crash

@@ -7,7 +7,7 @@
 use crate::env::{Index, MS, Micros, index_of};
 use crate::rng::Rng;
 use std::collections::BTreeMap;
-use thrifty::core::node::{Liveness, NodeId};
+use thrifty::core::node::{Liveness, NodeId, RingId};
 use thrifty::core::token::Epoch;
 
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +54,8 @@ struct Cut {
 #[derive(Debug)]
 pub(crate) struct Gossip {
     lives: Vec<Life>,
+    /// Of which ring each is a member, and since when: those of others hear nothing from it.
+    rings: Vec<(Option<RingId>, Micros)>,
     /// How long it takes until a death is noticed.
     detect: Micros,
     cut: Option<Cut>,
@@ -94,6 +96,7 @@ impl Gossip {
     pub(crate) fn new(detect: Micros, suspicion: u64) -> Self {
         Gossip {
             lives: Vec::new(),
+            rings: Vec::new(),
             detect,
             cut: None,
             mistakes: Vec::new(),
@@ -109,8 +112,21 @@ impl Gossip {
     pub(crate) fn turned(&mut self, node: Index, alive: bool, now: Micros) {
         if self.lives.len() <= node {
             self.lives.resize(node + 1, Life { alive: false, since: 0 });
+            self.rings.resize(node + 1, (None, 0));
         }
         self.lives[node] = Life { alive, since: now };
+    }
+
+    /// A node has become a member of this ring, or of none.
+    pub(crate) fn entered(&mut self, node: Index, ring: Option<RingId>, now: Micros) {
+        if self.rings[node].0 != ring {
+            self.rings[node] = (ring, now);
+        }
+    }
+
+    /// The ring that a node is a member of.
+    pub(crate) fn ring(&self, node: Index) -> Option<RingId> {
+        self.rings[node].0
     }
 
     /// How many nodes there ever were.
@@ -193,6 +209,10 @@ impl Gossip {
             let apart = || self.is_cut(observer, subject) || self.is_cut(subject, observer);
             if let Some(cut) = self.cut.as_ref().filter(|cut| cut.noticed && apart()) {
                 gone_for = gone_for.max(now - cut.since);
+            }
+            let (ours, theirs) = (self.rings[observer], self.rings[subject]);
+            if ours.0.is_some() && theirs.0.is_some() && ours.0 != theirs.0 {
+                gone_for = gone_for.max(now - ours.1.max(theirs.1));
             }
             let mistaken = |m: &(Index, Index, Micros)| m.0 == observer && m.1 == subject && now < m.2;
             if self.mistakes.iter().any(mistaken) {

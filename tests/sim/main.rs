@@ -17,7 +17,7 @@
 //! | `cluster`, `rest` | the nodes together, and the parts of a run |
 //! | `node`, `coordinator`, `handoff`, `repair`, `collecting`, `disk` | one node driving the core |
 //! | `env`, `gossip` | time, network, queue; who is taken for alive |
-//! | `faults`, `strikes`, `client` | what strikes and what it does, and the load |
+//! | `faults`, `strikes`, `forcing`, `client` | what strikes and what it does, and the load |
 //! | `checker`, `linear`, `counts` | what must hold, and what must have happened |
 //! | `schedule`, `shrink` | a run as a text, and a shorter one that fails as well |
 //!
@@ -33,6 +33,7 @@ mod counts;
 mod disk;
 mod env;
 mod faults;
+mod forcing;
 mod gossip;
 mod handoff;
 mod linear;

@@ -16,7 +16,7 @@ use thrifty::core::clock::Clock;
 use thrifty::core::layout::{Layout, Member, Phase};
 use thrifty::core::membership::{Membership, Message, Output};
 use thrifty::core::mutants::{Mutant, planted};
-use thrifty::core::node::{Liveness, NodeId};
+use thrifty::core::node::{Liveness, NodeId, RingId};
 use thrifty::core::replica_request::{Answer, Ask};
 use thrifty::core::token::{Epoch, Segment};
 use thrifty::replica::{Handled, Refusal, Replica, Request};
@@ -70,7 +70,7 @@ pub(crate) struct Process {
     beating: bool,
     early: Vec<Early>,
     /// A layout that is known to exist, at least of that epoch, and who has it.
-    wanted: Option<(Index, Epoch)>,
+    pub(crate) wanted: Option<(Index, Epoch)>,
     fetching_until: Micros,
     member: Member,
     ask_join_at: Micros,
@@ -87,8 +87,7 @@ impl Process {
         env: &mut Env,
     ) -> Self {
         let layout = disk.layout.clone().expect("a process needs a layout");
-        let vote = disk.vote.clone().filter(|(epoch, _)| *epoch == layout.epoch);
-        let vote = vote.map(|(_, vote)| vote).unwrap_or_default();
+        let vote = disk.vote.clone().map(|(epoch, vote)| layout.recalls(epoch + 1, vote)).unwrap_or_default();
         let clock = Clock::resume(disk.mark);
         env.checker.installed(&layout, &env.gossip, &mut env.counts);
         let replica = Replica::new(member.id, disk.engine.clone(), layout.clone(), clock)
@@ -197,17 +196,35 @@ impl Process {
             self.ask_join_at = env.now + 400 * MS;
             let member = self.member.clone();
             let up: Vec<_> = self.layout().ids().filter(|id| view.of(*id) == Liveness::Up).collect();
-            if !up.is_empty() {
-                let to = index_of(env.rng.pick(&up));
-                env.send(self.index, to, Packet::Membership(Message::Join(member)));
-                env.send(self.index, to, Packet::GetLayout);
-            }
+            let up: Vec<Index> = match up.is_empty() {
+                true => (0..env.gossip.known()).collect(),
+                false => up.into_iter().map(index_of).collect(),
+            };
+            let to = env.rng.pick(&up);
+            env.send(self.index, to, Packet::Membership(Message::Join(member)));
+            env.send(self.index, to, Packet::GetLayout);
         }
     }
 
     /// A packet arrived.
-    pub(crate) fn receive(&mut self, from: Index, packet: Packet, sender: NodeId, env: &mut Env) {
+    pub(crate) fn receive(
+        &mut self,
+        from: Index,
+        ring: Option<RingId>,
+        packet: Packet,
+        sender: NodeId,
+        env: &mut Env,
+    ) {
+        let layout = self.layout();
+        if !self.concerns(ring, &packet) {
+            if ring.is_some_and(|ring| layout.succeeds(ring)) {
+                env.send(self.index, from, Packet::Layout(layout));
+            }
+            return;
+        }
         match packet {
+            Packet::Forced(forced) => self.survive(forced, env),
+            Packet::Layout(theirs) if theirs.ring != layout.ring => self.meet_other_ring(theirs, env),
             Packet::Membership(message) => {
                 env.gossip.called_down(self.index, self.membership.layout().epoch, env.now);
                 let view = env.gossip.view(self.index, env.now);
@@ -270,8 +287,15 @@ impl Process {
     }
 
     fn install(&mut self, layout: Arc<Layout>, env: &mut Env) {
-        if layout.epoch <= self.membership.layout().epoch {
+        let old = self.membership.layout();
+        if layout.ring == old.ring && layout.epoch <= old.epoch {
             return;
+        }
+        if layout.ring != old.ring && !layout.succeeds(old.ring) {
+            env.checker.fail(format!(
+                "{} goes from ring {} to {}, which does not succeed it",
+                self.index, old.ring, layout.ring
+            ));
         }
         if self.disk_fails() {
             return;
@@ -326,6 +350,8 @@ impl Process {
     /// Takes note of where the layout puts this node.
     fn stand(&mut self, env: &mut Env) {
         let layout = self.layout();
+        let ring = (layout.is_member(self.id) || self.disk.settled).then_some(layout.ring);
+        env.gossip.entered(self.index, ring, env.now);
         if layout.phase == Phase::Stable {
             if layout.is_member(self.id) {
                 self.disk.settled = true;

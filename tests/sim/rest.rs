@@ -87,6 +87,9 @@ impl Cluster {
     /// of theirs came late, again and again: the wish is kept by whoever hears it, and a crash forgets it.
     pub(crate) fn operate(&mut self) {
         let Some(layout) = self.env.checker.newest().cloned() else { return };
+        if self.forcing {
+            self.unite(&layout);
+        }
         for index in 0..self.seats.len() {
             let seat = &self.seats[index];
             if (seat.dead || seat.gone) && layout.is_member(seat.member.id) {
@@ -110,7 +113,7 @@ impl Cluster {
                 let awake = seat.paused_until <= self.env.now;
                 awake
                     && seat.process.as_ref().is_some_and(|process| {
-                        process.membership.layout().epoch == layout.epoch
+                        process.membership.layout() == layout
                             && process.membership.is_member()
                             && !process.leaving
                             && process.requests.is_idle()

@@ -136,6 +136,7 @@ impl Cluster {
             Fault::Join => (0..=self.env.rng.below(3)).for_each(|_| self.join()),
             Fault::Leave => self.some_leave(),
             Fault::LeaveAll => running.into_iter().for_each(|index| self.leave(index)),
+            Fault::ForcedRemoval => self.lose_majority(),
             Fault::Removal => {
                 let down: Vec<Index> =
                     (0..self.seats.len()).filter(|&index| !self.seats[index].alive).collect();

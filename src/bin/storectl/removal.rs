@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal, Write};
 use thrifty::core::layout::Layout;
 use thrifty::core::node::NodeId;
-use thrifty::core::quorum::majority;
 use thrifty::wire::location::{NodeState, StatusResponse};
 
 /// Removes a member.
@@ -77,7 +76,7 @@ fn warning(status: &StatusResponse, layout: &Layout, id: NodeId) -> String {
     }
     if doubtful > 0 {
         text +=
-            &format!(" perhaps the latest writes in {doubtful} of {all} segments, most of whose owners go;");
+            &format!(" perhaps the latest writes in {doubtful} of {all} segments, some of whose owners go;");
     }
     if lost + doubtful == 0 {
         text += " no write that a majority of its owners acknowledged;";
@@ -85,18 +84,14 @@ fn warning(status: &StatusResponse, layout: &Layout, id: NodeId) -> String {
     text + " writes at consistency one may have been on them alone"
 }
 
-/// How many segments lose all their owners, and how many others so many that a majority of the old
-/// owners need not be among those that remain.
+/// How many segments lose all their owners, and how many others so many that what was acknowledged need
+/// not be with a majority of those that remain.
 fn damage(layout: &Layout, gone: &BTreeSet<NodeId>) -> (usize, usize) {
     let (mut lost, mut doubtful) = (0, 0);
     for segment in layout.segments.all() {
-        let owners = layout.read_owners(segment);
-        let left = owners.iter().filter(|id| !gone.contains(id)).count();
-        match left {
-            0 => lost += 1,
-            // Every majority has one of `left` in it only if the others are fewer than a majority.
-            _ if owners.len() - left >= majority(owners.len()) => doubtful += 1,
-            _ => {}
+        match layout.read_owners(segment).iter().all(|id| gone.contains(id)) {
+            true => lost += 1,
+            false => doubtful += usize::from(!layout.remains_whole(segment, gone)),
         }
     }
     (lost, doubtful)

@@ -1,3 +1,4 @@
+use super::forced::LINEAGE;
 use super::*;
 
 pub(crate) fn member(id: u128) -> Member {
@@ -114,7 +115,7 @@ fn a_forced_removal_keeps_what_survivors_hold() {
     let ring = ring_of(4, 3, 16);
     let forced = ring.forced(RingId(2), &gone(&[1, 2])).unwrap();
     forced.validate().unwrap();
-    assert_eq!((forced.ring, forced.epoch), (RingId(2), ring.epoch + 1));
+    assert_eq!(forced.ring, RingId(2));
     for segment in forced.segments.all() {
         for id in forced.current_owners(segment) {
             assert_eq!(forced.slot(id, segment), ring.slot(id, segment));
@@ -126,15 +127,89 @@ fn a_forced_removal_keeps_what_survivors_hold() {
 #[test]
 fn a_removal_is_forced_upon_no_other_layout_than_it_was_made_of() {
     let ring = ring_of(4, 3, 16);
+    let me = NodeId(3);
     let forced = ring.forced(RingId(2), &gone(&[1])).unwrap();
-    assert!(forced.is_forced_from(&ring));
+    assert!(ring.survives_into(&forced, me) && !ring.survives_into(&forced, NodeId(1)));
     let dual = ring.dual(&[], &gone(&[1])).unwrap();
-    assert!(!forced.is_forced_from(&dual) && !forced.is_forced_from(&dual.read_new()), "they are newer");
-    assert!(!dual.forced(RingId(2), &gone(&[1])).unwrap().is_forced_from(&ring), "it is older");
-    assert!(!forced.is_forced_from(&forced), "it is installed already");
+    assert!(
+        !dual.survives_into(&forced, me) && !dual.read_new().survives_into(&forced, me),
+        "they are newer"
+    );
+    assert!(!ring.survives_into(&dual.forced(RingId(2), &gone(&[1])).unwrap(), me), "it is older");
+    assert!(!forced.survives_into(&forced, me), "it is installed already");
     let again = forced.forced(RingId(3), &gone(&[2])).unwrap();
-    assert!(again.is_forced_from(&forced) && !again.is_forced_from(&ring));
-    assert!(!again.is_forced_from(&Layout { epoch: forced.epoch, ..ring }), "another ring of that epoch");
+    assert!(forced.survives_into(&again, me) && !ring.survives_into(&again, me));
+    let other = Layout { epoch: forced.epoch, ..ring };
+    assert!(!other.survives_into(&again, me), "another ring of that epoch");
+}
+
+#[test]
+fn a_forced_removal_keeps_the_table_that_reads_ask() {
+    let ring = ring_of(3, 3, 8);
+    let dual = ring.dual(&[member(4), member(5)], &gone(&[1, 2])).unwrap();
+    let check = |layout: &Layout, survivors: &[u128], expected: &[u128]| {
+        let forced =
+            layout.forced(RingId(2), &layout.ids().filter(|id| !survivors.contains(&id.0)).collect());
+        let forced = forced.unwrap();
+        forced.validate().unwrap();
+        for segment in forced.segments.all() {
+            assert_eq!(forced.current_owners(segment).collect::<BTreeSet<_>>(), gone(expected));
+            for id in forced.current_owners(segment) {
+                assert_eq!(forced.slot(id, segment), layout.slot(id, segment));
+            }
+        }
+    };
+    check(&dual, &[1, 3, 4], &[1, 3]);
+    check(&dual.read_new(), &[1, 3, 4], &[3, 4]);
+    // Whom reads do not ask is better than nobody.
+    check(&dual, &[4, 5], &[4, 5]);
+    check(&dual.read_new(), &[1], &[1]);
+}
+
+#[test]
+fn no_epoch_is_in_a_ring_and_in_one_that_succeeds_it() {
+    let ring = ring_of(3, 3, 8);
+    let forced = ring.forced(RingId(2), &gone(&[1])).unwrap();
+    let again = forced.forced(RingId(3), &gone(&[2])).unwrap();
+    assert_eq!([ring.epoch / LINEAGE, forced.epoch / LINEAGE, again.epoch / LINEAGE], [0, 1, 2]);
+}
+
+#[test]
+fn a_forced_removal_drops_who_does_not_answer_unless_somebody_is_ahead() {
+    let ring = ring_of(4, 3, 8);
+    let drops = |answers: [Option<Epoch>; 4]| ring.unreachable(NodeId(2), |id| answers[id.0 as usize - 1]);
+    assert_eq!(drops([Some(ring.epoch), None, None, Some(1)]), Some(gone(&[3])));
+    assert_eq!(drops([None; 4]), Some(gone(&[1, 3, 4])));
+    assert_eq!(drops([None, None, None, Some(ring.epoch + 1)]), None);
+    let forced = ring.forced(RingId(2), &gone(&[1, 3, 4])).unwrap();
+    assert!(ring.survives_into(&forced, NodeId(2)) && !ring.survives_into(&forced, NodeId(1)));
+    let other = ring.forced(RingId(3), &gone(&[1, 3, 4])).unwrap();
+    assert!(!forced.survives_into(&other, NodeId(2)), "it has gone on otherwise already");
+}
+
+#[test]
+fn what_was_acknowledged_is_sure_only_with_a_majority_of_those_that_remain() {
+    let check = |nodes, replicas, lost: &[u128], expected| {
+        assert_eq!(
+            ring_of(nodes, replicas, 1).remains_whole(Segment(0), &gone(lost)),
+            expected,
+            "{nodes} {lost:?}"
+        );
+    };
+    check(1, 1, &[1], false);
+    check(2, 2, &[2], true);
+    check(3, 3, &[], true);
+    // One of the two that remain may have missed it.
+    check(3, 3, &[3], false);
+    check(4, 4, &[4], true);
+    check(4, 4, &[3, 4], false);
+    check(5, 5, &[5], false);
+    // One of two owners goes, and with it so many members that it may have handed over to another first.
+    let pair = ring_of(5, 2, 1);
+    let owners: Vec<NodeId> = pair.current_owners(Segment(0)).collect();
+    let others = || pair.ids().filter(|id| !owners.contains(id));
+    assert!(pair.remains_whole(Segment(0), &others().take(1).chain([owners[0]]).collect()));
+    assert!(!pair.remains_whole(Segment(0), &others().take(2).chain([owners[0]]).collect()));
 }
 
 #[test]

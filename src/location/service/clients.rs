@@ -3,7 +3,7 @@
 use super::Service;
 use crate::core::layout::{Layout, Member, Phase, Standing};
 use crate::core::node::{Liveness, NodeId, RingId};
-use crate::core::token::Token;
+use crate::core::token::{Epoch, Token};
 use crate::location::agent::Event;
 use crate::location::{Holdings, wall_ms};
 use crate::wire::channel::within;
@@ -12,7 +12,7 @@ use crate::wire::location as pb;
 use crate::wire::location::location_server::Location as LocationApi;
 use crate::wire::status;
 use futures_util::future::try_join_all;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -232,21 +232,19 @@ impl Service {
         Some(node)
     }
 
-    /// Whether a member survives a forced removal: not if it is down and silent. One that is not down must
-    /// not be dropped only because it is slow to answer: then nothing is done at all.
-    async fn survives(&self, layout: &Layout, member: &Member) -> Result<bool, Status> {
+    /// The epoch that a member answers with for a forced removal, none if it is down and silent. One that is
+    /// not down must not be dropped only because it is slow to answer: then nothing is done at all.
+    async fn answers(&self, layout: &Layout, member: &Member) -> Result<Option<Epoch>, Status> {
         let down = self.location.liveness(member.id) == Liveness::Down;
         let address = self.location.address_of(member.id).unwrap_or_else(|| member.address.clone());
         let end = Instant::now() + SURVIVORS_TIMEOUT;
         loop {
             let pull = self.location.shared.peers.pull_layout(&address, layout.ring);
             let why = match within(end.saturating_duration_since(Instant::now()), pull).await {
-                Ok(theirs) if theirs.ring != layout.ring || theirs.epoch > layout.epoch => {
-                    return Err(status::unavailable("the ring is changing: try again in a moment"));
-                }
-                Ok(theirs) if theirs.epoch == layout.epoch => return Ok(true),
+                Ok(theirs) if theirs.ring != layout.ring => return Err(changing()),
+                Ok(theirs) if theirs.epoch >= layout.epoch => return Ok(Some(theirs.epoch)),
                 Ok(theirs) => format!("it is at epoch {}, and others at {}", theirs.epoch, layout.epoch),
-                Err(_) if down => return Ok(false),
+                Err(_) if down => return Ok(None),
                 Err(status) => status.message().to_owned(),
             };
             if Instant::now() + ASK_AGAIN >= end {
@@ -264,10 +262,10 @@ impl Service {
     async fn force(&self, layout: &Arc<Layout>, id: NodeId) -> Result<pb::RemoveResponse, Status> {
         let me = self.location.me();
         let others: Vec<&Member> = layout.members.iter().filter(|m| m.id != me && m.id != id).collect();
-        let survive = try_join_all(others.iter().map(|member| self.survives(layout, member))).await?;
-        let silent =
-            others.iter().zip(survive).filter(|(_, survives)| !survives).map(|(member, _)| member.id);
-        let gone: BTreeSet<NodeId> = silent.chain([id]).collect();
+        let answers = try_join_all(others.iter().map(|member| self.answers(layout, member))).await?;
+        let answers: BTreeMap<NodeId, Option<Epoch>> =
+            others.iter().map(|member| member.id).zip(answers).collect();
+        let gone = layout.unreachable(me, |id| answers.get(&id).copied().flatten()).ok_or_else(changing)?;
         let forced = layout.forced(RingId(rand::random()), &gone);
         let forced = Arc::new(forced.ok_or_else(|| Status::failed_precondition("nobody would remain"))?);
         self.tell_forced(forced.clone()).await?;
@@ -287,6 +285,10 @@ impl Service {
         let dropped = layout.ids().filter(|id| !forced.is_member(*id)).map(|id| id_bytes(id.0)).collect();
         Ok(pb::RemoveResponse { epoch: forced.epoch, dropped })
     }
+}
+
+fn changing() -> Status {
+    status::unavailable("the ring is changing: try again in a moment")
 }
 
 /// How many segment replicas the transition under way copies, and the least that the new shares

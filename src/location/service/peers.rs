@@ -157,8 +157,8 @@ impl LocationPeer for Service {
             let reply = self.ask(from, Message::Install(layout)).await?;
             return Ok(Response::new(pb::InstallResponse { epoch: reply.epoch, from: self.me_bytes() }));
         }
-        self.same_ring(&request.succeeds_ring_id)?;
-        if !layout.is_member(self.location.me()) {
+        let old = self.same_ring(&request.succeeds_ring_id)?;
+        if !old.survives_into(&layout, self.location.me()) {
             return Err(Status::failed_precondition("this node does not survive into that lineage"));
         }
         self.tell_forced(layout.clone()).await?;
