@@ -18,9 +18,11 @@
 //! | file | what |
 //! | --- | --- |
 //! | `ring` | the hosts, their disks, the network |
+//! | `life` | a disk, until a life is over |
 //! | `strikes` | what befalls them |
 //! | `load` | the client, and what it may be told |
 
+mod life;
 mod load;
 mod ring;
 #[path = "../sim/rng.rs"]

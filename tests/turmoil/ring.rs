@@ -1,5 +1,6 @@
 //! The hosts of a ring, each with a disk that outlives its crashes.
 
+use crate::life::{InLife, Life};
 use crate::{Counts, PANICS};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -55,6 +56,7 @@ impl Listener for Simulated {
 struct Host {
     vault: Arc<MemoryVault>,
     engine: Arc<MemoryEngine>,
+    life: Life,
     location: Option<Location>,
     commands: Option<mpsc::Sender<Command>>,
 }
@@ -173,6 +175,7 @@ impl Ring {
     /// A host has crashed, and lost its disk if so.
     pub(crate) fn crashed(&self, host: usize, disk_lost: bool) {
         let mut host = self.hosts[host].borrow_mut();
+        host.life.end();
         (host.location, host.commands) = (None, None);
         if disk_lost {
             *host = Host::default();
@@ -207,8 +210,11 @@ impl Ring {
     async fn one_life(&self, host: usize) -> Result<Departure, Box<dyn std::error::Error>> {
         let listener = Simulated(TcpListener::bind(("0.0.0.0", PORT)).await?);
         let (vault, engine) = {
-            let host = self.hosts[host].borrow();
-            (host.vault.clone(), host.engine.clone())
+            let mut host = self.hosts[host].borrow_mut();
+            host.life = Life::default();
+            let life = || host.life.clone();
+            let vault = InLife { on_disk: host.vault.clone(), life: life() };
+            (Arc::new(vault), Arc::new(InLife { on_disk: host.engine.clone(), life: life() }))
         };
         let state = NodeState::open(vault)?;
         let others = (0..self.len()).filter(|other| *other != host);
