@@ -132,9 +132,8 @@ pub trait Engine: Send + Sync + 'static {
     /// All that was merged or dropped before, and all that a read showed before, is durable on return.
     fn sync(&self) -> Result<(), StorageError>;
 
-    /// Records of a slot in key order after `after` (exclusive), as many as take `max_bytes` in a message
-    /// ([`paged_len`](codec::paged_len)); at least one record if there is any. An empty answer means
-    /// the end of the slot.
+    /// Records of a slot in key order after `after` (exclusive), as many as take `max_bytes` in a message;
+    /// at least one record if there is any. An empty answer means the end of the slot.
     fn scan(
         &self,
         slot: Slot,
