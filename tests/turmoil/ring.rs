@@ -149,7 +149,9 @@ impl Ring {
         for (host, state) in self.hosts.iter().enumerate() {
             let state = state.borrow();
             let Some(location) = &state.location else { return Some(format!("{} is away", name(host))) };
-            let Some(layout) = location.layout() else { return Some(format!("{} seeks", name(host))) };
+            let Some(layout) = location.layout() else {
+                return Some(format!("{} seeks{}", name(host), self.views()));
+            };
             locations.push(location.clone());
             layouts.push(layout);
         }
@@ -170,6 +172,25 @@ impl Ring {
         let mut pairs = pairs.map(|(location, id)| (location.me(), id, location.liveness(id)));
         let doubt = pairs.find(|(_, _, liveness)| *liveness != Liveness::Up);
         doubt.map(|(me, id, liveness)| format!("{me:.8} takes {id:.8} to be {liveness:?}"))
+    }
+
+    /// How those who have a layout see its members.
+    fn views(&self) -> String {
+        let mut views = String::new();
+        for (host, state) in self.hosts.iter().enumerate() {
+            let state = state.borrow();
+            let Some((location, layout)) = state.location.as_ref().and_then(|l| Some((l, l.layout()?)))
+            else {
+                continue;
+            };
+            let members = layout.members.iter();
+            let members: Vec<_> = members
+                .map(|m| format!("{:.8} at {} {:?}", m.id, m.address, location.liveness(m.id)))
+                .collect();
+            let (epoch, phase) = (layout.epoch, layout.phase);
+            views += &format!("; {} is at {epoch} {phase:?} of {}", name(host), members.join(", "));
+        }
+        views
     }
 
     /// A host has crashed, and lost its disk if so.
