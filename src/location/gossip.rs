@@ -145,6 +145,14 @@ impl Gossip {
         }
     }
 
+    /// A node that goes on in a later life has dropped its timers, and sets them again only when it learns
+    /// something about somebody. Where all have, nobody would ever hear of anything again.
+    fn probe_again(&mut self) {
+        if let Err(error) = self.foca.apply_many(std::iter::empty(), true, &mut self.runtime) {
+            tracing::debug!(%error, "a failure detector could not go on");
+        }
+    }
+
     fn suspected(&self, identity: &Identity) -> Option<u16> {
         let mut members = self.foca.iter_membership_state();
         let suspect = members.find(|m| m.id() == identity && m.state() == State::Suspect)?;
@@ -175,6 +183,15 @@ impl Gossip {
     /// What is to be done now.
     pub fn errands(&mut self) -> Errands {
         let mut errands = Errands::default();
+        while let Some(notification) = self.runtime.to_notify() {
+            match notification {
+                OwnedNotification::Rejoin(identity) => {
+                    errands.renewed = Some(identity.generation);
+                    self.probe_again();
+                }
+                notification => tracing::debug!(?notification, "gossip"),
+            }
+        }
         while let Some((to, packet)) = self.runtime.to_send() {
             if let Ok(address) = to.address.parse() {
                 let suspected = self.suspected(&to);
@@ -183,12 +200,6 @@ impl Gossip {
         }
         while let Some(timer) = self.runtime.to_schedule() {
             errands.timers.push(timer);
-        }
-        while let Some(notification) = self.runtime.to_notify() {
-            match notification {
-                OwnedNotification::Rejoin(identity) => errands.renewed = Some(identity.generation),
-                notification => tracing::debug!(?notification, "gossip"),
-            }
         }
         errands
     }
@@ -299,5 +310,23 @@ mod tests {
         // Another packet, on its way since before that, changes nothing.
         two.refute(suspected);
         assert!(one.errands().packets.iter().all(|packet| packet.suspected.is_none()));
+    }
+
+    #[test]
+    fn who_was_called_down_probes_the_others_again() {
+        let (mut one, mut two) = (Gossip::new(identity(1), 1), Gossip::new(identity(2), 2));
+        one.greet(NodeId(2), &"127.0.0.1:2".parse().unwrap());
+        one.errands().packets.iter().for_each(|packet| two.receive(&packet.bytes));
+        two.errands().packets.iter().for_each(|packet| one.receive(&packet.bytes));
+        let mut errands = one.errands();
+        while liveness(&one, 2) != Liveness::Down {
+            errands = time_out(&mut one, errands);
+        }
+        // The first thing that it hears after a while is that.
+        two.errands();
+        two.receive(&errands.packets.last().unwrap().bytes);
+        let errands = two.errands();
+        assert_eq!(errands.renewed, Some(2));
+        assert!(errands.timers.iter().any(|(_, timer)| matches!(timer, Timer::ProbeRandomMember(_))));
     }
 }
