@@ -18,14 +18,15 @@
 //! Left out on purpose: any notion of which members are alive. A layout does not change because a
 //! node is down, only because a majority agreed to change it.
 
+mod change;
 mod forced;
+mod valid;
 
 use crate::core::mutants::{Mutant, planted};
 use crate::core::node::{Address, NodeId, RingId};
-use crate::core::placement::{self, Seat};
 use crate::core::quorum::{LiveSet, majority};
 use crate::core::token::{Epoch, Segment, SegmentCount, Slot, Token};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// The most members a ring may have: indexes are 16 bits wide and one value means "vacant".
 pub const MAX_MEMBERS: usize = u16::MAX as usize;
@@ -413,109 +414,6 @@ impl Layout {
         rows.map(spare).min().unwrap_or(0)
     }
 
-    /// The Dual that takes `joins` in and lets `leaves` go. `None` if nothing would change or
-    /// nobody would remain.
-    pub fn dual(&self, joins: &[Member], leaves: &BTreeSet<NodeId>) -> Option<Layout> {
-        debug_assert_eq!(self.phase, Phase::Stable);
-        let epoch = self.epoch + 1;
-        let mut members: BTreeMap<NodeId, Member> = BTreeMap::new();
-        for member in joins {
-            members.insert(member.id, Member { standing: Standing::Joining, ..member.clone() });
-        }
-        for member in &self.members {
-            let standing = if leaves.contains(&member.id) { Standing::Leaving } else { Standing::Staying };
-            members.insert(member.id, Member { standing, ..member.clone() });
-        }
-        let members: Vec<Member> = members.into_values().collect();
-        let changes = members.iter().any(|m| m.standing != Standing::Staying);
-        let remain = members.iter().any(|m| m.standing != Standing::Leaving);
-        if !changes || !remain || members.len() > MAX_MEMBERS {
-            return None;
-        }
-
-        // Indexes: of the old members, of the new, and of the seats at the new table.
-        let index = |id: NodeId| members.binary_search_by_key(&id, |m| m.id).unwrap_or(0);
-        let from_old: Vec<usize> = self.ids().map(index).collect();
-        let seated: Vec<usize> =
-            (0..members.len()).filter(|&i| members[i].standing != Standing::Leaving).collect();
-        let seat_of = |member: usize| seated.binary_search(&member).ok().map(|seat| seat as u16);
-        let seats: Vec<Seat> = seated
-            .iter()
-            .map(|&i| Seat { zone: members[i].zone.clone(), weight: members[i].weight })
-            .collect();
-
-        let reindexed = |cell: &Cell| Cell { member: from_old[usize::from(cell.member)] as u16, ..*cell };
-        let current: Vec<Vec<Cell>> =
-            self.current.rows().map(|row| row.iter().map(reindexed).collect()).collect();
-        let old: Vec<Vec<u16>> = current
-            .iter()
-            .map(|row| row.iter().filter_map(|cell| seat_of(usize::from(cell.member))).collect())
-            .collect();
-        let count = match self.replicas {
-            Replicas::All => None,
-            Replicas::Count(count) => Some(count),
-        };
-        let placed = placement::place(&old, &seats, count);
-        let next = placed.iter().zip(&current).map(|(owners, before)| {
-            let cell = |&seat: &u16| {
-                let member = seated[usize::from(seat)] as u16;
-                let kept = before.iter().find(|cell| cell.member == member);
-                kept.copied().unwrap_or(Cell { member, acquired: epoch })
-            };
-            owners.iter().map(cell).collect()
-        });
-        Some(Layout {
-            epoch,
-            phase: Phase::Dual,
-            next: Some(Table::new(next.collect())),
-            current: Table::new(current),
-            members,
-            name: self.name.clone(),
-            former: self.former.clone(),
-            ..*self
-        })
-    }
-
-    /// The ReadNew that follows this Dual.
-    pub fn read_new(&self) -> Layout {
-        debug_assert_eq!(self.phase, Phase::Dual);
-        Layout { epoch: self.epoch + 1, phase: Phase::ReadNew, ..self.clone() }
-    }
-
-    /// The Stable layout of the next table, which ends this transition.
-    pub fn settled(&self) -> Layout {
-        self.ended(self.next.as_ref().unwrap_or(&self.current), Standing::Leaving)
-    }
-
-    /// The Stable layout of the current table, which gives this transition up.
-    pub fn aborted(&self) -> Layout {
-        self.ended(&self.current, Standing::Joining)
-    }
-
-    fn ended(&self, table: &Table, gone: Standing) -> Layout {
-        let stays = |m: &&Member| m.standing != gone;
-        let mut new_index = vec![0u16; self.members.len()];
-        for (new, (old, _)) in self.members.iter().enumerate().filter(|(_, m)| stays(m)).enumerate() {
-            new_index[old] = new as u16;
-        }
-        let moved = |cell: &Cell| Cell { member: new_index[usize::from(cell.member)], ..*cell };
-        Layout {
-            epoch: self.epoch + 1,
-            phase: Phase::Stable,
-            members: self
-                .members
-                .iter()
-                .filter(stays)
-                .map(|m| Member { standing: Standing::Staying, ..m.clone() })
-                .collect(),
-            current: Table::new(table.rows().map(|row| row.iter().map(moved).collect()).collect()),
-            next: None,
-            name: self.name.clone(),
-            former: self.former.clone(),
-            ..*self
-        }
-    }
-
     /// Whether a node that this layout was taking in may ask again as who it is, once the layout `after`
     /// is without it: in a Dual it has not voted yet, so that nothing can be held against it.
     pub fn asks_again(&self, joiner: NodeId, after: &Layout) -> bool {
@@ -528,47 +426,6 @@ impl Layout {
     pub fn has_majority(&self, alive: impl Fn(NodeId) -> bool) -> bool {
         let voters = self.voters();
         voters.iter().filter(|id| alive(**id)).count() >= majority(voters.len())
-    }
-
-    /// Checks what the rest of the program relies on, for layouts from outside.
-    pub fn validate(&self) -> Result<(), BadLayout> {
-        let check = |holds: bool, what| if holds { Ok(()) } else { Err(BadLayout(what)) };
-        check((1..=MAX_EPOCH).contains(&self.epoch), "its epoch is out of range")?;
-        check(
-            !self.name.is_empty() && self.name.len() <= MAX_NAME_BYTES,
-            "the ring's name is empty or too long",
-        )?;
-        check(self.collected <= self.epoch, "it collects in the future")?;
-        check(!self.members.is_empty() && self.members.len() <= MAX_MEMBERS, "no members, or too many")?;
-        check(self.members.is_sorted_by(|a, b| a.id < b.id), "members out of order")?;
-        check(self.members.iter().all(|m| m.zone.len() <= MAX_NAME_BYTES), "a zone name is too long")?;
-        check(self.next.is_some() == (self.phase != Phase::Stable), "phase and tables do not fit")?;
-        check(self.replicas != Replicas::Count(0), "no replicas")?;
-        let own_successor = self.former.contains(&self.ring);
-        check(self.former.len() <= MAX_FORMER && !own_successor, "its former ids make no sense")?;
-        let staying = self.members.iter().all(|m| m.standing == Standing::Staying);
-        check(self.phase != Phase::Stable || staying, "a stable layout with members on the move")?;
-        self.validate_table(&self.current, Standing::Joining)?;
-        self.next.as_ref().map_or(Ok(()), |next| self.validate_table(next, Standing::Leaving))
-    }
-
-    fn validate_table(&self, table: &Table, excluded: Standing) -> Result<(), BadLayout> {
-        if table.rows().len() != self.segments.get() {
-            return Err(BadLayout("the table's length is not the number of segments"));
-        }
-        for row in table.rows() {
-            if row.is_empty() {
-                return Err(BadLayout("a segment without owners"));
-            }
-            for (i, cell) in row.iter().enumerate() {
-                let member = self.members.get(usize::from(cell.member));
-                let fits = member.is_some_and(|m| m.standing != excluded);
-                if !fits || cell.acquired > self.epoch || row[..i].iter().any(|c| c.member == cell.member) {
-                    return Err(BadLayout("an owner is no member of the table, doubled, or from the future"));
-                }
-            }
-        }
-        Ok(())
     }
 }
 
