@@ -150,7 +150,11 @@ impl Checker {
         if let Some(id) = removed_by_few {
             self.fail(format!("epoch {} removes {id:?}, whom too few called down", layout.epoch));
         }
-        let related = |other: &Layout| other.succeeds(layout.ring) || layout.succeeds(other.ring);
+        let descent = |of: &Layout| of.former.iter().chain([&of.ring]).copied().collect::<Vec<_>>();
+        let mine = descent(layout);
+        let related = |other: &Layout| {
+            other.ring != layout.ring && descent(other).iter().any(|ring| mine.contains(ring))
+        };
         if self.layouts.values().any(|other| other.epoch == layout.epoch && related(other)) {
             self.fail(format!("epoch {} is in two rings of one descent", layout.epoch));
         }

@@ -13,9 +13,13 @@ use crate::core::token::{Epoch, Segment};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// After a forced removal epochs go on so much later, which no ring gets to by itself: should the old one
-/// go on as well, no epoch is in both, and all that its nodes still send is stale.
+/// After a forced removal epochs go on later by a multiple of this, which no ring gets to by itself: should
+/// the old one go on as well, no epoch is in both, and all that its nodes still send is stale.
 pub(super) const LINEAGE: Epoch = 1 << 32;
+
+/// The multiple depends on the new ring's id, so that of two removals forced at once the rings, too, have
+/// hardly ever an epoch in common.
+const LINEAGES: u128 = 1 << 16;
 
 impl Layout {
     /// The Stable layout of a new lineage among survivors: the members that are not `gone`, each
@@ -32,7 +36,7 @@ impl Layout {
             .map(|i| i as u16)
             .collect();
         let heir = *heirs.first()?;
-        let epoch = self.forced_epoch();
+        let epoch = self.forced_epoch(ring);
         let mut tables: Vec<&Table> =
             [Some(&self.current), self.next.as_ref()].into_iter().flatten().collect();
         if self.phase == Phase::ReadNew {
@@ -54,8 +58,9 @@ impl Layout {
         Some(Layout { ring, epoch, ..layout.settled() })
     }
 
-    fn forced_epoch(&self) -> Epoch {
-        self.epoch + if planted(Mutant::LineagesShareEpochs) { 1 } else { LINEAGE }
+    fn forced_epoch(&self, ring: RingId) -> Epoch {
+        let lineage = LINEAGE * (1 + (ring.0 % LINEAGES) as Epoch);
+        self.epoch + if planted(Mutant::LineagesShareEpochs) { 1 } else { lineage }
     }
 
     /// Whom a forced removal at the member `me` drops: all who did not answer with the epoch that they are
@@ -87,7 +92,8 @@ impl Layout {
     /// and that was made of exactly this layout. One made of an older layout would take back what was
     /// installed since, and drop what members gained by that.
     pub fn survives_into(&self, forced: &Layout, me: NodeId) -> bool {
-        let of_this = forced.former.last() == Some(&self.ring) && forced.epoch == self.forced_epoch();
+        let of_this =
+            forced.former.last() == Some(&self.ring) && forced.epoch == self.forced_epoch(forced.ring);
         of_this && forced.is_member(me)
     }
 

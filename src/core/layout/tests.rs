@@ -167,11 +167,13 @@ fn a_forced_removal_keeps_the_table_that_reads_ask() {
 }
 
 #[test]
-fn no_epoch_is_in_a_ring_and_in_one_that_succeeds_it() {
+fn no_epoch_is_in_two_rings_of_one_descent() {
     let ring = ring_of(3, 3, 8);
     let forced = ring.forced(RingId(2), &gone(&[1])).unwrap();
     let again = forced.forced(RingId(3), &gone(&[2])).unwrap();
-    assert_eq!([ring.epoch / LINEAGE, forced.epoch / LINEAGE, again.epoch / LINEAGE], [0, 1, 2]);
+    let sibling = ring.forced(RingId(4), &gone(&[1])).unwrap();
+    let lineages = [&ring, &forced, &again, &sibling].map(|layout| layout.epoch / LINEAGE);
+    assert_eq!(lineages, [0, 3, 7, 5]);
 }
 
 #[test]
