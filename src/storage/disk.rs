@@ -2,6 +2,7 @@
 //!
 //! Layout: one keyspace, `records`. A key is the slot's segment (2 bytes) and epoch (8 bytes),
 //! big-endian, and then the key, so that a slot is one range in key order. A value is the codec's bytes.
+//! Before all slots there is the number of the last batch.
 //!
 //! # What is durable when
 //!
@@ -33,14 +34,19 @@
 //!
 //! After a crash fjall reads the journal up to the first thing that is no entry and cuts the rest
 //! off, silently: right for a torn tail, but a bit that rotted inside an entry's frame in the
-//! middle costs all unflushed writes behind it. The other way round, a page inside a large value that
-//! never reached the disk while its neighbours did is a wrong checksum, and opening fails as
-//! `Corrupt`, though nothing that was synced is missing. Both are the ring's to repair, which
-//! compares digests and fills empty nodes; telling them apart would take the journal's format.
+//! middle costs all unflushed writes behind it. [`synced`] notices that, unless it was in a journal that is
+//! older than the newest one (there is one only while a memtable is being flushed). The other way
+//! round, a page inside a large value that never reached the disk while its neighbours did is a wrong
+//! checksum, and opening fails as `Corrupt`, though nothing that was synced is missing.
 //!
 //! Left out on purpose: separate files for large values (fjall has them, at the price of a garbage
 //! collection of their own; a megabyte is not large enough to need them), and tuning knobs: the
 //! constants below serve a node with some gigabytes.
+
+mod folder;
+mod synced;
+#[cfg(test)]
+mod tests;
 
 use crate::core::clock::Stamp;
 use crate::core::mutants::{Mutant, planted};
@@ -51,16 +57,16 @@ use crate::storage::codec::{self, Head};
 use crate::storage::engine::{Dead, Engine, Entry, Merged, SlotStats, check, decide, decide_by_version};
 use crate::storage::vault::sync_folder;
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable};
 use quick_cache::Weighter;
 use quick_cache::unsync::Cache;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
 use std::io::ErrorKind;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use synced::Synced;
 
 /// Blocks of table files kept in memory, shared by data, indexes and filters. The kernel's page cache
 /// stands behind it, so this only has to hold the hot part; a machine often runs several nodes.
@@ -95,6 +101,9 @@ const KEYSPACE: &str = "records";
 
 /// Bytes of a slot in front of each key.
 const SLOT_BYTES: usize = 10;
+
+/// Where the slots begin.
+const FIRST_SLOT: [u8; SLOT_BYTES] = [0; SLOT_BYTES];
 
 /// A slot's records all begin with this.
 fn prefix(slot: Slot) -> [u8; SLOT_BYTES] {
@@ -160,6 +169,9 @@ pub struct DiskEngine {
     /// Slots that hold something.
     stats: Mutex<HashMap<Slot, SlotStats>>,
     newest_at_open: Stamp,
+    /// The number of the last batch that was committed.
+    batches: AtomicU64,
+    synced: Synced,
     poisoned: AtomicBool,
 }
 
@@ -167,7 +179,7 @@ impl DiskEngine {
     /// Opens the engine in `folder`, or creates it there if the folder is empty or missing.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, StorageError> {
         let folder = folder.into();
-        prepare(&folder)?;
+        folder::prepare(&folder)?;
         let database = Database::builder(&folder)
             .cache_size(BLOCK_CACHE_BYTES)
             .worker_threads(WORKER_THREADS)
@@ -191,7 +203,13 @@ impl DiskEngine {
             sync_folder(folder.parent().unwrap_or(Path::new(".")))?;
         }
         let (stats, newest_at_open) = count(&records, &folder)?;
+        let number = records.get(synced::KEY).map_err(|error| failed("reading", &folder, error))?;
+        let number = number.map(|number| number.as_ref().try_into().map(u64::from_be_bytes)).transpose();
+        let number = number.map_err(|_error| StorageError::corrupt("a batch's number has not 8 bytes"))?;
+        let batches = number.unwrap_or_default();
         Ok(DiskEngine {
+            synced: Synced::open(&folder, batches)?,
+            batches: batches.into(),
             folder,
             database,
             records,
@@ -229,6 +247,18 @@ impl DiskEngine {
         })
     }
 
+    /// Commits a batch under its number. Only whoever has the right to write may.
+    fn commit(&self, mut batch: OwnedWriteBatch) -> Result<(), StorageError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let number = self.batches.load(Ordering::Relaxed) + 1;
+        batch.insert(&self.records, synced::KEY, number.to_be_bytes());
+        self.written("writing to", batch.commit())?;
+        self.batches.store(number, Ordering::Release);
+        Ok(())
+    }
+
     fn read(&self, stored_key: &[u8]) -> Result<Option<fjall::Slice>, StorageError> {
         self.records.get(stored_key).map_err(|error| failed("reading", &self.folder, error))
     }
@@ -263,7 +293,7 @@ impl DiskEngine {
             batch.remove(&self.records, stored.clone());
         }
         let removed = batch.len();
-        self.written("writing to", batch.commit())?;
+        self.commit(batch)?;
         self.set_stats(slot, stats);
         Ok(removed == DROP_BATCH)
     }
@@ -328,7 +358,7 @@ impl Engine for DiskEngine {
             batch.insert(&self.records, key.as_slice(), record);
             newest.push((key, head));
         }
-        self.written("writing to", batch.commit())?;
+        self.commit(batch)?;
         for (key, head) in newest {
             heads.insert(key, head);
         }
@@ -343,8 +373,10 @@ impl Engine for DiskEngine {
         if planted(Mutant::EngineSyncSkipped) {
             return Ok(());
         }
+        let batches = self.batches.load(Ordering::Acquire);
         // Why `SyncData` is enough is told at the top of this file.
-        self.written("syncing", self.database.persist(PersistMode::SyncData))
+        self.written("syncing", self.database.persist(PersistMode::SyncData))?;
+        self.written("noting what is synced by", self.synced.note(batches).map_err(fjall::Error::Io))
     }
 
     fn scan(
@@ -397,7 +429,7 @@ impl Engine for DiskEngine {
             heads.remove(&key);
             batch.remove(&self.records, key);
         }
-        self.written("writing to", batch.commit())?;
+        self.commit(batch)?;
         for (slot, stats) in stats {
             self.set_stats(slot, stats);
         }
@@ -426,7 +458,7 @@ impl Engine for DiskEngine {
 /// Counts and digests every slot.
 fn count(records: &Keyspace, folder: &Path) -> Result<(HashMap<Slot, SlotStats>, Stamp), StorageError> {
     let (mut stats, mut newest): (HashMap<Slot, SlotStats>, Stamp) = Default::default();
-    for record in records.iter() {
+    for record in records.range(FIRST_SLOT..) {
         let (stored, record) = record.into_inner().map_err(|error| failed("reading", folder, error))?;
         let (slot, key) = split_stored_key(&stored)?;
         let head = codec::parse(&record)?.head();
@@ -434,46 +466,6 @@ fn count(records: &Keyspace, folder: &Path) -> Result<(HashMap<Slot, SlotStats>,
         newest = newest.max(head.version.hlc);
     }
     Ok((stats, newest))
-}
-
-/// Fjall creates a database in whatever folder it is given, and can't open one whose creation was cut
-/// short. Refuses the first and cleans up after the second, which needs a lock on the data folder
-/// around it: fjall takes its own too late.
-fn prepare(folder: &Path) -> Result<(), StorageError> {
-    let io = |error| StorageError::io(format!("looking into {} failed", folder.display()), error);
-    let names = |folder: &Path| -> std::io::Result<Vec<String>> {
-        match fs::read_dir(folder) {
-            Ok(entries) => entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect(),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
-    };
-    let found = names(folder).map_err(io)?;
-    if found.is_empty() {
-        return Ok(());
-    }
-    if !found.iter().all(|name| ["lock", "version", "keyspaces"].contains(&&**name) || name.ends_with(".jnl"))
-    {
-        return Err(StorageError::Foreign { what: folder.display().to_string() });
-    }
-    let version = found.iter().any(|name| name == "version");
-    if !names(&folder.join("keyspaces")).map_err(io)?.is_empty() {
-        let lost = || StorageError::corrupt(format!("{} has lost its file named version", folder.display()));
-        return if version { Ok(()) } else { Err(lost()) };
-    }
-    // Without any keyspace nothing was ever stored, and the empty files can be made again. Unless the
-    // journal tells otherwise: then it is the keyspaces that were lost.
-    for name in found.iter().filter(|name| name.ends_with(".jnl")) {
-        let journal = fs::read(folder.join(name)).map_err(io)?;
-        if journal.iter().any(|&byte| byte != 0) {
-            return Err(StorageError::corrupt(format!("{} has lost its keyspaces", folder.display())));
-        }
-        fs::remove_file(folder.join(name)).map_err(io)?;
-    }
-    if version {
-        fs::remove_file(folder.join("version")).map_err(io)?;
-    }
-    Ok(())
 }
 
 /// What fjall's errors mean to us.
@@ -494,6 +486,3 @@ fn failed(doing: &str, folder: &Path, error: fjall::Error) -> StorageError {
         error => StorageError::corrupt(format!("{what}: {error}")),
     }
 }
-
-#[cfg(test)]
-mod tests;

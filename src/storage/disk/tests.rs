@@ -5,6 +5,7 @@ use crate::storage::engine::conformance::{self, all, counted, entry, slot};
 use crate::storage::memory::MemoryEngine;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use std::fs;
 use tempfile::TempDir;
 
 fn fresh() -> (DiskEngine, TempDir) {
@@ -53,14 +54,16 @@ fn what_was_synced_is_there_after_a_crash_and_a_torn_tail_is_cut_off() {
     engine.sync().unwrap();
     let end = journal_end(folder.path());
     engine.merge(&[entry(1, "b", 1, Some("never synced")), entry(1, "c", 1, Some("nor this"))]).unwrap();
-    let crashed = tempfile::tempdir().unwrap();
-    copy(folder.path(), crashed.path());
+    let killed = tempfile::tempdir().unwrap();
+    copy(folder.path(), killed.path());
     // Nothing of it was flushed, for nobody asked: this is what makes one sync serve many merges.
-    assert_eq!(journal_end(crashed.path()), end);
+    assert_eq!(journal_end(killed.path()), end);
     engine.sync().unwrap();
     let whole = fs::read(folder.path().join("0.jnl")).unwrap();
     let whole_end = journal_end(folder.path());
     for torn in [end + 1, (end + whole_end) / 2, whole_end - 1] {
+        let crashed = tempfile::tempdir().unwrap();
+        copy(killed.path(), crashed.path());
         let mut journal = whole.clone();
         journal[torn..].fill(0);
         fs::write(crashed.path().join("0.jnl"), journal).unwrap();
@@ -74,6 +77,58 @@ fn what_was_synced_is_there_after_a_crash_and_a_torn_tail_is_cut_off() {
         assert_eq!(after.slots(), [(slot(1), counted(&after, slot(1)))]);
         assert_eq!(after.stats(slot(1)).records, 2);
     }
+}
+
+/// A journal of which a bit rotted is noticed, or costs nothing: that of a node that was killed, with nothing in it
+/// that was not synced.
+#[test]
+fn no_synced_write_goes_missing_unnoticed_when_a_bit_of_the_journal_rots() {
+    let (engine, folder) = fresh();
+    let writes = 30;
+    for n in 0..writes {
+        engine.merge(&[entry(1, format!("{n}"), 1 + n, Some("some value"))]).unwrap();
+        engine.sync().unwrap();
+    }
+    let whole = fs::read(folder.path().join("0.jnl")).unwrap();
+    let mut missed = Vec::new();
+    let end = journal_end(folder.path());
+    for at in (0..end).step_by(29) {
+        let crashed = tempfile::tempdir().unwrap();
+        copy(folder.path(), crashed.path());
+        let mut journal = whole[..end].to_vec();
+        journal[at] ^= 1 << (at % 8);
+        fs::write(crashed.path().join("0.jnl"), journal).unwrap();
+        match DiskEngine::open(crashed.path()) {
+            Ok(engine) => missed.extend((engine.stats(slot(1)).records != writes).then_some(at)),
+            Err(error) => assert!(matches!(error, StorageError::Corrupt { .. }), "{error}"),
+        }
+    }
+    assert_eq!(missed, [0; 0], "of {end}");
+}
+
+#[test]
+fn a_note_of_what_is_synced_that_is_older_cut_or_gone_is_no_damage() {
+    let (engine, folder) = fresh();
+    let note = folder.path().join(synced::NAME);
+    let write = |engine: &DiskEngine, key: &str| {
+        engine.merge(&[entry(1, key, 1, None)]).unwrap();
+        engine.sync().unwrap();
+    };
+    write(&engine, "a");
+    let older = fs::read(&note).unwrap();
+    write(&engine, "b");
+    drop(engine);
+    for (bytes, key) in [(Some(&older[..]), "c"), (Some(&older[..7]), "d"), (Some(&[][..]), "e"), (None, "f")]
+    {
+        match bytes {
+            Some(bytes) => fs::write(&note, bytes).unwrap(),
+            None => fs::remove_file(&note).unwrap(),
+        }
+        let engine = DiskEngine::open(folder.path()).unwrap();
+        write(&engine, key);
+        assert_eq!(fs::read(&note).unwrap().len(), 16);
+    }
+    assert_eq!(DiskEngine::open(folder.path()).unwrap().stats(slot(1)).records, 6);
 }
 
 fn journal_end(folder: &Path) -> usize {
