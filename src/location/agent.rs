@@ -162,6 +162,9 @@ struct Agent {
     pulling: Option<AbortHandle>,
     gathering: Option<(Epoch, AbortHandle)>,
     leaving_since: Option<Instant>,
+    /// Since when a ring is known that succeeds this one but to which it doesn't give way, and whether a
+    /// person was told.
+    rival: Option<(Instant, bool)>,
 }
 
 async fn blocking<T: Send + 'static>(
@@ -198,6 +201,7 @@ impl Agent {
             pulling: None,
             gathering: None,
             leaving_since: None,
+            rival: None,
             location,
         };
         if founded {

@@ -8,7 +8,7 @@ use thrifty::wire::store::DigestsRequest;
 
 /// A node of a ring that collects all the time.
 fn node<'r>(rig: &'r Rig, name: &str, arguments: &[&str]) -> Node<'r> {
-    let often = ["--collect-every", "1", "--remove-after", "8"];
+    let often = ["--collect-every", "1", "--remove-after", "8s"];
     rig.node(name, &rig.any_port(), &[&often, arguments].concat())
 }
 

@@ -39,7 +39,8 @@ fn options_that_make_no_sense() {
     check(&["--replicas", "some"], &["--replicas", "`all`"]);
     check(&["--segments", "1000"], &["--segments", "power of two"]);
     check(&["--weight", "0"], &["--weight", "1"]);
-    check(&["--remove-after", "4"], &["--remove-after", "4 is not in 5.."]);
+    check(&["--remove-after", "4"], &["--remove-after", "seconds from 5", "5m"]);
+    check(&["--remove-after", "5x"], &["--remove-after", "seconds from 5", "5m"]);
     check(&["--port", "99999"], &["--port", "65535"]);
     check(&["--listen", "0.0.0.0:9950"], &["0.0.0.0:9950", "--insecure"]);
     check(&["--listen", "0.0.0.0:9950", "--insecure"], &["--advertise"]);

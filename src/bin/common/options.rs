@@ -1,6 +1,6 @@
 //! The options that the client tools share.
 
-use super::{Exit, Failure, notice};
+use super::{Exit, Failure, duration, notice};
 use clap::{Args, ValueEnum};
 use std::time::Duration;
 use thrifty::client::{Client, ClientConfig, ClientError};
@@ -16,8 +16,8 @@ pub(crate) struct Connect {
     #[arg(long, value_name = "HOST:PORT", env = "THRIFTY_PEER", value_delimiter = ',', global = true, value_parser = peer)]
     peer: Vec<Option<Address>>,
 
-    /// How long a request may take, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds, global = true)]
+    /// How long a request may take: seconds, or a number and a unit as in 500ms
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = seconds, global = true)]
     pub(crate) timeout: Duration,
 }
 
@@ -113,12 +113,7 @@ fn peer(text: &str) -> Result<Option<Address>, BadAddress> {
     if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
 }
 
-/// A length of time as people type it: seconds, with or without decimals.
+/// How long to wait: up to a day, since whoever waits longer has made a typing mistake.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    // A day: whoever waits longer has made a typing mistake.
-    const MAX: f64 = 86_400.0;
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.001..=MAX).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err(format!("write a number of seconds from 0.001 to {MAX}, for example 2.5")),
-    }
+    duration::between(text, Duration::from_millis(1), Duration::from_secs(86_400))
 }

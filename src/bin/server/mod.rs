@@ -1,6 +1,8 @@
 //! What `storeserver` and `location` share: options, the choice of directory and port, signals and
 //! what is said on stderr.
 
+#[path = "../common/duration.rs"]
+mod duration;
 mod exit;
 mod options;
 mod place;

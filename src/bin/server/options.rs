@@ -1,5 +1,6 @@
 //! The servers' options.
 
+use super::duration;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use thrifty::core::layout::{Kind, MAX_NAME_BYTES, MAX_WEIGHT, Replicas};
 use thrifty::core::node::{Address, NodeId};
 use thrifty::core::token::SegmentCount;
 use thrifty::core::transition::Patience;
+use thrifty::core::ttl::Ttl;
 use thrifty::location::LocationConfig;
 use thrifty::node::Command;
 
@@ -88,23 +90,24 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) memory: bool,
 
-    /// How long to wait, on leaving, for others to take over.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    leave_timeout: u64,
+    /// How long to wait, on leaving, for others to take over. This and the other times are seconds, or a
+    /// number and a unit: 500ms, 30s, 5m, 2h, 7d.
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = at_least::<0>)]
+    leave_timeout: Duration,
 
-    /// After how long a member that is down is removed from the ring: at least 5, since a busy node may be
+    /// After how long a member that is down is removed from the ring: at least 5s, since a busy node may be
     /// silent for as long. The same on all nodes, any of which may be the one that decides.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(5..))]
-    remove_after: u64,
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = at_least::<5>)]
+    remove_after: Duration,
 
     /// After how long without progress a handover is given up and tried again later.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(2..))]
-    pull_timeout: u64,
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = at_least::<2>)]
+    pull_timeout: Duration,
 
     /// How often what was deleted or has expired is looked for, at most, and then forgotten by all its
     /// owners.
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..))]
-    collect_every: u64,
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = at_least::<1>)]
+    collect_every: Duration,
 
     /// What SIGTERM does: `leave` hands over and leaves the ring, `stop` stays a member (for a service
     /// manager that starts the node again).
@@ -122,6 +125,10 @@ fn replicas(text: &str) -> Result<Replicas, String> {
         Ok(count) if count > 0 => Ok(Replicas::Count(count)),
         _ => Err("replicas must be a number from 1 to 65535, or `all`".into()),
     }
+}
+
+fn at_least<const SECONDS: u64>(text: &str) -> Result<Duration, String> {
+    duration::between(text, Duration::from_secs(SECONDS), Ttl::MOST)
 }
 
 fn segments(text: &str) -> Result<SegmentCount, String> {
@@ -263,11 +270,11 @@ impl Parsed {
             peers: self.peers.clone(),
             bootstrap: self.bootstrap,
             patience: Patience {
-                pull_timeout: Duration::from_secs(self.pull_timeout),
-                remove_after: Duration::from_secs(self.remove_after),
-                collect_every: Duration::from_secs(self.collect_every),
+                pull_timeout: self.pull_timeout,
+                remove_after: self.remove_after,
+                collect_every: self.collect_every,
             },
-            leave_timeout: Duration::from_secs(self.leave_timeout),
+            leave_timeout: self.leave_timeout,
             ..LocationConfig::default()
         }
     }

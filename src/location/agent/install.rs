@@ -8,7 +8,12 @@ use crate::location::{Departure, LocationError, Progress, state};
 use crate::news;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
+
+/// How long a ring may stand beside one that succeeds it before a person is told: well above what gossip
+/// takes to notice who is gone.
+const RIVAL_NEWS: Duration = Duration::from_secs(15);
 
 impl Agent {
     /// The ring goes on without its lost majority, and this node has missed that. It follows, be it
@@ -19,19 +24,22 @@ impl Agent {
         layout: Arc<Layout>,
     ) -> Result<Option<Departure>, LocationError> {
         let (me, members, old) = (self.state.id, &self.members, self.membership.layout());
-        let seen = |id| id == me || members.seen.get(&id).is_some_and(|seen| seen.liveness != Liveness::Down);
-        if old.has_majority(seen) {
-            tracing::warn!(
-                "a removal was forced elsewhere and made a second ring {} of this one, which has a majority still",
+        let perhaps = |id| id == me || members.liveness(id) != Liveness::Down;
+        if old.gives_way_to(&layout, perhaps) {
+            self.rival = None;
+            return self.carry_out(vec![Output::Install(layout)], None).await;
+        }
+        // Gossip may not have noticed yet who has gone over to the other ring.
+        let (since, told) = self.rival.get_or_insert((Instant::now(), false));
+        if since.elapsed() >= RIVAL_NEWS && !std::mem::replace(told, true) {
+            news!(
+                "there are two rings {} now: a removal was forced elsewhere, and this one has its majority still. \
+                 They never merge, so keep one: stop the nodes of the other, move their data directories away, \
+                 and start them again with --peer and a node of the one that is kept",
                 old.name
             );
-            return Ok(None);
         }
-        let perhaps = |id| id == me || members.liveness(id) != Liveness::Down;
-        if !old.gives_way_to(&layout, perhaps) {
-            return Ok(None); // it is too early to tell
-        }
-        self.carry_out(vec![Output::Install(layout)], None).await
+        Ok(None)
     }
 
     /// Installs a newer layout: durable, then fenced, then known. `false` if it isn't newer.
