@@ -78,8 +78,8 @@ compare:
     bash benches/compare.sh
 
 # Ten times what a ring can serve: `just overload 3`.
-overload nodes="3" seconds="15":
-    bash benches/overload.sh {{nodes}} {{seconds}}
+overload nodes="3" seconds="15" *flags:
+    bash benches/overload.sh {{nodes}} {{seconds}} {{flags}}
 
 # What good clients keep of their rate under each kind of abuse.
 abuse:

@@ -189,7 +189,9 @@ fn prepare_response(response: pb::PrepareResponse) -> Result<(), Malformed> {
 pub fn store_messages(bytes: &[u8]) {
     use forwarded_request::Request;
     let Some((&kind, bytes)) = bytes.split_first() else { return };
-    let _refused = match kind % 8 {
+    // Those above came later, and what was found before keeps its meaning.
+    let kind = if kind < 10 { kind } else { kind % 8 };
+    let _refused = match kind {
         0 => decoded(bytes, |put: sp::PutRequest| request(&Request::Put(put))),
         1 => decoded(bytes, |get: sp::GetRequest| request(&Request::Get(get))),
         2 => decoded(bytes, |delete: sp::DeleteRequest| request(&Request::Delete(delete))),
@@ -209,6 +211,20 @@ pub fn store_messages(bytes: &[u8]) {
             let digests =
                 |s: &sp::SegmentDigest| Ok(_ = (convert::segment(s.segment)?, convert::digest(&s.digest)?));
             pull.segments.iter().try_for_each(digests)
+        }),
+        8 => decoded(bytes, |confirm: sp::ConfirmGarbageRequest| {
+            ids([&confirm.ring_id, &confirm.from, &confirm.to])?;
+            let garbage = convert::garbage(confirm.garbage.ok_or(Malformed::Missing("what to confirm"))?)?;
+            survives(&garbage, |(segment, dead)| convert::garbage_to(segment, &dead), convert::garbage);
+            Ok(())
+        }),
+        9 => decoded(bytes, |compared: sp::CompareDigestsResponse| {
+            compared.differing.into_iter().try_for_each(|segment| convert::segment(segment).map(drop))?;
+            compared.parts.iter().try_for_each(|bytes| {
+                let parts = convert::parts(bytes)?;
+                assert_eq!(convert::parts_to(&parts), bytes);
+                Ok(())
+            })
         }),
         _ => decoded(bytes, |got: sp::GetResponse| {
             let answer = native::found(got);

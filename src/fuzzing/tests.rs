@@ -1,6 +1,7 @@
 use super::*;
 use crate::core::ballot::{Ballot, Vote};
 use crate::core::collection::Found;
+use crate::core::digest::{Digest, PARTS, Parts};
 use crate::core::layout::tests::{member, ring_of};
 use crate::core::record::{Record, Version};
 use crate::core::token::{Segment, Slot};
@@ -210,6 +211,17 @@ fn store_seeds() -> Vec<Seed> {
         epoch: 5,
         expires_at_ms: Some(99),
     };
+    let confirm = sp::ConfirmGarbageRequest {
+        epoch: 5,
+        ring_id: id_bytes(3),
+        from: id_bytes(1),
+        to: id_bytes(2),
+        garbage: Some(convert::garbage_to(Segment(7), &[(key(), record().version)])),
+    };
+    let compared = sp::CompareDigestsResponse {
+        differing: vec![7],
+        parts: vec![convert::parts_to(&Parts([Digest(99); PARTS]))],
+    };
     let all = [
         ("put", told(0, &put)),
         ("get", told(1, &sp::GetRequest { key: key(), options })),
@@ -219,6 +231,8 @@ fn store_seeds() -> Vec<Seed> {
         ("page", told(5, &page)),
         ("pull", told(6, &pull)),
         ("got", told(7, &got)),
+        ("confirm", told(8, &confirm)),
+        ("compared", told(9, &compared)),
     ];
     all.into_iter().map(|(name, bytes)| ("store", name.into(), bytes)).collect()
 }

@@ -53,7 +53,7 @@ pub struct Tally {
     pub to_compare: u64,
     /// Those that found something else.
     pub differing: u64,
-    /// Keys that were pulled.
+    /// Keys with a value that were pulled; what was deleted elsewhere comes on top.
     pub keys: u64,
     /// Bytes that were listed and pulled.
     pub bytes: u64,
@@ -167,7 +167,8 @@ pub(super) async fn round(store: &Store, said: &mut (dyn FnMut(Tally) + Send)) -
         }
     }
     let tally = round.tally;
-    if tally.keys > 0 {
+    // What was pulled may be deletes alone.
+    if tally.differing > 0 || tally.keys > 0 {
         store.keep_pulled().await?;
     }
     Ok(tally)

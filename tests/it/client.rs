@@ -1,6 +1,6 @@
 //! What the Rust client does behind its caller's back, and how long it keeps him waiting.
 
-use crate::rig::{Node, Rig, addresses, until};
+use crate::rig::{Node, Rig, Signal, addresses, until};
 use futures_util::future::join_all;
 use std::net::TcpListener;
 use std::pin::pin;
@@ -73,10 +73,10 @@ fn what_a_busy_client_never_sent_did_nothing() {
     let nodes = rig.ring_of(1);
     let config = ClientConfig { timeout: Duration::from_secs(1), connections: 1, ..ClientConfig::default() };
     let client = rig.client_with(&addresses(&nodes), config);
-    nodes[0].signal("STOP");
+    nodes[0].signal(Signal::STOP);
     let keys: Vec<_> = (0..MAX_STREAMS * 2).map(|n| format!("key {n}")).collect();
     let ended = rig.wait(join_all(keys.iter().map(|key| client.put(key.clone(), "apple"))));
-    nodes[0].signal("CONT");
+    nodes[0].signal(Signal::CONT);
     let unsent = ended.iter().zip(&keys).filter(|(e, _)| matches!(e, Err(ClientError::Exhausted(_))));
     let unsent: Vec<_> = unsent.map(|(_, key)| key.clone()).collect();
     assert!(!unsent.is_empty(), "{:?}", ended.last());
@@ -95,7 +95,7 @@ fn a_read_on_a_connection_that_breaks_is_sent_to_another_node() {
     let (keys, elsewhere) = (keys_of(&client, &nodes[0], 40), keys_of(&client, &nodes[1], 1).remove(0));
     rig.wait(join_all(keys.iter().map(|key| client.put(key.clone(), "apple"))));
     // What is asked of it now is on its way when it dies.
-    nodes[0].signal("STOP");
+    nodes[0].signal(Signal::STOP);
     rig.wait(async {
         let (read, written) = keys.split_at(20);
         let reads = join_all(read.iter().map(|key| client.get(key.clone())));
@@ -125,9 +125,9 @@ fn what_a_node_says_of_a_lost_quorum_is_heard() {
     let config = ClientConfig { timeout: Duration::from_secs(2), ..ClientConfig::default() };
     let client = rig.client_with(&addresses(&nodes), config);
     let key = keys_of(&client, &nodes[0], 1).remove(0);
-    nodes[1..].iter().for_each(|node| node.signal("STOP"));
+    nodes[1..].iter().for_each(|node| node.signal(Signal::STOP));
     let refused = rig.wait(client.get(key));
-    nodes[1..].iter().for_each(|node| node.signal("CONT"));
+    nodes[1..].iter().for_each(|node| node.signal(Signal::CONT));
     let refused = refused.unwrap_err();
     assert!(refused.to_string().contains("too few owners"), "{refused}");
     assert!(
@@ -143,6 +143,6 @@ fn a_read_is_not_lost_to_a_node_that_hangs() {
     let client = rig.client(&addresses(&nodes));
     let key = keys_of(&client, &nodes[0], 1).remove(0);
     rig.wait(client.put(key.clone(), "apple")).unwrap();
-    nodes[0].signal("STOP");
+    nodes[0].signal(Signal::STOP);
     assert_eq!(rig.wait(client.get(key)).unwrap().unwrap().value, "apple");
 }

@@ -1,7 +1,7 @@
 //! A ring of two that lost one for good, and what a forced removal makes of it.
 
 use crate::load::Load;
-use crate::rig::{Rig, addresses, until};
+use crate::rig::{Rig, Signal, addresses, until};
 use std::time::Duration;
 use thrifty::client::{ClientConfig, ClientError};
 use thrifty::core::quorum::Consistency;
@@ -58,9 +58,9 @@ fn a_member_that_is_only_slow_is_not_dropped_with_the_dead_one() {
     let config = ClientConfig { timeout: Duration::from_secs(5), ..ClientConfig::default() };
     let client = rig.client_with(&[peer], config);
     let id = client.layout().ids().find(|id| format!("{id:.8}") == dead.id()).unwrap();
-    nodes[1].signal("STOP");
+    nodes[1].signal(Signal::STOP);
     let refused = rig.wait(client.remove(id, true));
-    nodes[1].signal("CONT");
+    nodes[1].signal(Signal::CONT);
     let refused = refused.unwrap_err();
     assert!(matches!(refused, ClientError::Unavailable(_)), "{refused:?}");
     assert!(refused.to_string().contains(&nodes[1].address()), "{refused}");

@@ -1,6 +1,6 @@
 //! A disk that fills up under a node, for real: a small file system made for this test.
 
-use crate::rig::{Rig, until};
+use crate::rig::{Rig, not_tested, until};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ impl SmallDisk {
         if mounted.is_ok_and(|status| status.success()) {
             return Some(SmallDisk(at.to_owned()));
         }
-        println!("NOT TESTED: a full disk, because nothing can be mounted here (it takes root)");
+        not_tested("a full disk, because nothing can be mounted here (it takes root)");
         None
     }
 

@@ -1,7 +1,7 @@
 //! Members that are taken out, and what becomes of them when they return.
 
 use crate::load::Load;
-use crate::rig::{Node, Rig, addresses, until};
+use crate::rig::{Node, Rig, Signal, addresses, until};
 use std::fs;
 use std::path::PathBuf;
 use thrifty::core::layout::Phase;
@@ -70,7 +70,7 @@ fn a_joiner_whose_transition_is_given_up_asks_again() {
     let peer = nodes[0].address();
     let (mut one, mut other) = (rig.join("2", &peer), rig.join("3", &peer));
     one.says("asking to join");
-    one.signal("STOP");
+    one.signal(Signal::STOP);
     let id = other.id();
     // Both are taken in at once, or the one that lives alone: in the first case that is given up.
     until("the other is a member of a ring that is at rest", || {
@@ -81,7 +81,7 @@ fn a_joiner_whose_transition_is_given_up_asks_again() {
     println!("{}", other.stderr());
     other.says("joined ring");
     assert_eq!(kept(&rig), [""; 0]);
-    one.signal("CONT");
+    one.signal(Signal::CONT);
     one.says("joined ring");
     nodes.extend([one, other]);
     rig.settled(&nodes);

@@ -5,6 +5,8 @@ mod node;
 
 pub(crate) use network::Network;
 pub(crate) use node::Node;
+pub(crate) use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit};
 use std::fmt::Debug;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -50,6 +52,24 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 /// A number that whoever runs the tests may choose, by the environment variable `THRIFTY_` and this name.
 pub(crate) fn setting(name: &str) -> Option<u64> {
     std::env::var(format!("THRIFTY_{name}")).ok().map(|text| text.parse().unwrap())
+}
+
+/// Says what a test leaves out. Not by a macro of the test harness's, which hides what a test says that passes.
+pub(crate) fn not_tested(what: &str) {
+    let _nobody_listens = writeln!(std::io::stderr(), "NOT TESTED: {what}");
+}
+
+/// So many file descriptors as a test needs, or as many as this process may have, half of them for others.
+pub(crate) fn files(wanted: u64) -> u64 {
+    let limits = rustix::process::getrlimit(Resource::Nofile);
+    let most = limits.maximum.unwrap_or(u64::MAX);
+    let enough = Rlimit { current: Some(most.min(limits.current.unwrap_or(most).max(3 * wanted))), ..limits };
+    let _as_it_is = rustix::process::setrlimit(Resource::Nofile, enough);
+    let files = wanted.min(rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX) / 2);
+    if files < wanted {
+        not_tested(&format!("{wanted} connections at once, but {files}: `ulimit -n` allows no more"));
+    }
+    files
 }
 
 /// A node's view of its ring in a line.

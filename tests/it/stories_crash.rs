@@ -1,7 +1,7 @@
 //! Nodes that are killed, stopped, moved and started again: no acknowledged write is ever missing.
 
 use crate::load::Load;
-use crate::rig::{Node, Rig, addresses, until};
+use crate::rig::{Node, Rig, Signal, addresses, until};
 use bytes::Bytes;
 use rand::seq::SliceRandom;
 use std::collections::BTreeSet;
@@ -164,10 +164,10 @@ fn stores_and_reads_by_way_of(rig: &Rig, node: &str) {
 fn a_node_that_hangs_is_worked_around_by_the_others() {
     let rig = Rig::new();
     let nodes = rig.ring_of(3);
-    nodes[1].signal("STOP");
+    nodes[1].signal(Signal::STOP);
     rig.sees_down(&nodes[0].address(), &nodes[1].address());
     stores_and_reads_by_way_of(&rig, &nodes[0].address());
-    nodes[1].signal("CONT");
+    nodes[1].signal(Signal::CONT);
     rig.settled(&nodes);
     stores_and_reads_by_way_of(&rig, &nodes[1].address());
 }

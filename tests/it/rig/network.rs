@@ -7,8 +7,9 @@
 //! All names start with the tester's process id, so that rigs don't meet, and so that what a
 //! tester left behind that was itself killed is found and removed by the next.
 
+use super::not_tested;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
-use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
@@ -50,11 +51,7 @@ impl Network {
         match network.set_up() {
             Ok(()) => Some(network),
             Err(why) => {
-                // Not by a macro of the test harness's, which hides what a test says that passes.
-                let _nobody_listens = writeln!(
-                    std::io::stderr(),
-                    "NOT TESTED: partitions, which take Linux, root, iproute2 and nftables: {why}"
-                );
+                not_tested(&format!("partitions, which take Linux, root, iproute2 and nftables: {why}"));
                 None
             }
         }
@@ -173,7 +170,8 @@ fn remove_leftovers() {
         let inside = Command::new("ip").args(["netns", "pids", &space]).output();
         let inside = inside.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
         for pid in inside.unwrap_or_default().lines() {
-            let _gone_already = run("kill", &["-9", pid]);
+            let pid = pid.parse().ok().and_then(Pid::from_raw);
+            let _gone_already = pid.map(|pid| kill_process(pid, Signal::KILL));
         }
         let _another_was_faster = ip(&format!("netns del {space}"));
         let _another_was_faster = ip(&format!("link del t{network}"));

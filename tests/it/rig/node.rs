@@ -1,7 +1,8 @@
 //! A server's process, and what is done to it.
 
-use super::{Log, Rig, lock, until};
-use std::process::{Child, Command, ExitStatus};
+use super::{Log, Rig, Signal, lock, until};
+use rustix::process::Pid;
+use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -73,15 +74,15 @@ impl Node<'_> {
         self.child.id()
     }
 
-    /// Sends it a signal, by the name that `kill` has for it.
-    pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
-        assert!(sent.unwrap().success(), "{name} could not be sent to {}", self.log.name);
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let sent = rustix::process::kill_process(Pid::from_child(&self.child), signal);
+        assert!(sent.is_ok(), "{signal:?} could not be sent to {}: {sent:?}", self.log.name);
     }
 
     /// Ctrl-C.
     pub(crate) fn interrupt(&self) {
-        self.signal("INT");
+        self.signal(Signal::INT);
     }
 
     /// kill -9. It is dead on return.

@@ -14,6 +14,17 @@ use thrifty::core::record::Version;
 pub(crate) enum Op {
     Read,
     Write,
+    Delete,
+}
+
+impl Op {
+    fn name(self) -> &'static str {
+        match self {
+            Op::Read => "read",
+            Op::Write => "write",
+            Op::Delete => "delete",
+        }
+    }
 }
 
 /// A request under way.
@@ -66,7 +77,7 @@ impl History {
             "type": "invoke",
             "id": id,
             "process": process,
-            "op": if op == Op::Write { "write" } else { "read" },
+            "op": op.name(),
             "key": key,
             "consistency": "quorum",
             "start": self.now(),
@@ -78,7 +89,7 @@ impl History {
         Call { id, line }
     }
 
-    /// Takes down what became of a write.
+    /// Takes down what became of a write or a delete.
     pub(crate) fn wrote(&self, call: Call, result: &Result<Written, ClientError>) {
         let written = result.as_ref();
         self.complete(call, written.map(|written| vec![("version", show(written.version).into())]));
@@ -113,7 +124,7 @@ impl History {
         let (outcome, more) = match outcome {
             Ok(more) => ("ok", more),
             Err(error) => {
-                let unknown = matches!(error, ClientError::OutcomeUnknown(_)) && line["op"] == "write";
+                let unknown = matches!(error, ClientError::OutcomeUnknown(_)) && line["op"] != "read";
                 (if unknown { "unknown" } else { "fail" }, vec![("error", error.to_string().into())])
             }
         };

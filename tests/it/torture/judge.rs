@@ -5,7 +5,7 @@
 
 use crate::torture::history::show;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::BufRead;
 use thrifty::core::record::Version;
 
@@ -15,11 +15,13 @@ const MANY: usize = 20;
 /// What a history comes to.
 #[derive(Default, Debug)]
 pub(crate) struct Verdict {
-    /// Writes that were acknowledged.
+    /// Writes and deletes that were acknowledged.
     pub(crate) acknowledged: u64,
-    /// Writes of which nothing was done.
+    /// The deletes among them.
+    pub(crate) deletes: u64,
+    /// Those of which nothing was done.
     pub(crate) failed: u64,
-    /// Writes of which nobody knows, the ring's own answers aside.
+    /// Those of which nobody knows, the ring's own answers aside.
     pub(crate) unknown: u64,
     /// How many of these came to light.
     pub(crate) came_to_light: u64,
@@ -41,6 +43,7 @@ enum Outcome {
     Unknown,
 }
 
+/// A write, or a delete.
 struct Write {
     key: usize,
     /// The newest that was known when it began.
@@ -55,6 +58,9 @@ struct Key {
     name: String,
     /// The newest that was acknowledged or read.
     newest: Version,
+    /// The newest delete that was acknowledged, and those of which one doesn't know.
+    deleted: Version,
+    perhaps_deleted: BTreeSet<u64>,
     acknowledged: bool,
     read_back: bool,
 }
@@ -101,26 +107,36 @@ impl Judge {
         }
         let (id, key) = (line["id"].as_u64().unwrap(), self.key(line["key"].as_str().unwrap()));
         match (line["op"].as_str().unwrap(), kind) {
-            ("write", "invoke") => {
-                assert_eq!(line["value"], id.to_string(), "a write writes its own number");
+            (op @ ("write" | "delete"), "invoke") => {
+                if op == "write" {
+                    assert_eq!(line["value"], id.to_string(), "a write writes its own number");
+                } else {
+                    self.keys[key].perhaps_deleted.insert(id);
+                }
                 let floor = self.keys[key].newest;
                 self.writes.insert(id, Write { key, floor, outcome: Outcome::Open, version: None });
             }
             ("read", "invoke") => {
                 self.reads.insert(id, self.keys[key].newest);
             }
-            ("write", "ok") => {
+            (op @ ("write" | "delete"), "ok") => {
+                if op == "delete" {
+                    self.verdict.deletes += 1;
+                    self.keys[key].perhaps_deleted.remove(&id);
+                    self.keys[key].deleted = self.keys[key].deleted.max(version(line));
+                }
                 self.verdict.acknowledged += 1;
                 self.end_write(id, Outcome::Ok);
                 self.keys[key].acknowledged = true;
                 self.seen(key, id, version(line));
             }
-            ("write", "unknown") => {
+            ("write" | "delete", "unknown") => {
                 self.verdict.unknown += 1;
                 self.end_write(id, Outcome::Unknown);
             }
-            ("write", "fail") => {
+            ("write" | "delete", "fail") => {
                 self.verdict.failed += 1;
+                self.keys[key].perhaps_deleted.remove(&id);
                 self.end_write(id, Outcome::Fail);
                 if let Some(version) = self.writes[&id].version {
                     self.wrong(key, format!("write {id} failed and yet was read ({})", show(version)));
@@ -130,7 +146,13 @@ impl Judge {
                 self.verdict.reads += 1;
                 let floor = self.reads.remove(&id).unwrap();
                 self.keys[key].read_back |= self.healed;
-                let found = if line["value"].is_null() { Version::ABSENT } else { version(line) };
+                let of = &self.keys[key];
+                let found = match line["value"].is_null() {
+                    // One of these may be what it found.
+                    true if !of.perhaps_deleted.is_empty() => floor,
+                    true => of.deleted,
+                    false => version(line),
+                };
                 if found < floor {
                     let what = format!(
                         "read {id} found {} ({}) where {} was known before",
@@ -212,7 +234,7 @@ mod tests {
     use super::{Verdict, judge};
 
     /// Judges a history told in short: `1 write a`, `1 ok 5` (its version), `2 read a`,
-    /// `2 ok 5 1` (version and value), `2 ok` (nothing), `1 fail`, `1 unknown`, `healed`.
+    /// `2 ok 5 1` (version and value), `2 ok` (nothing), `1 fail`, `1 unknown`, `healed`; and `1 delete a`.
     fn told(story: &str) -> Verdict {
         let mut begun = std::collections::HashMap::new();
         let mut lines = String::new();
@@ -224,7 +246,7 @@ mod tests {
             }
             let id: u64 = words[0].parse().unwrap();
             let mut line = match words[1] {
-                op @ ("read" | "write") => {
+                op @ ("read" | "write" | "delete") => {
                     let line = serde_json::json!({"type": "invoke", "id": id, "op": op, "key": words[2],
                         "value": id.to_string()});
                     begun.insert(id, line.clone());
@@ -266,6 +288,9 @@ mod tests {
         right("1 write a; 2 read a; 3 read a; 2 ok; 3 ok 5 1; 1 ok 5; healed; 4 read a; 4 ok 5 1");
         right("1 write a; 1 unknown; 2 read a; 2 ok; 3 read a; 3 ok 5 1");
         right("1 write a; 1 unknown; 2 write a; 2 ok 6; healed; 3 read a; 3 ok 6 2");
+        right("1 write a; 1 ok 5; 2 delete a; 2 ok 6; healed; 3 read a; 3 ok");
+        right("1 write a; 1 ok 5; 2 delete a; 3 read a; 3 ok; 2 ok 6; healed; 4 read a; 4 ok");
+        right("1 write a; 1 ok 5; 2 delete a; 2 unknown; healed; 3 read a; 3 ok; 4 read a; 4 ok 5 1");
         let verdict = told("1 write a; 1 unknown; 2 write a; 3 read a; 3 ok 5 1");
         assert_eq!((verdict.unknown, verdict.came_to_light, verdict.acknowledged), (2, 1, 0));
     }
@@ -283,5 +308,9 @@ mod tests {
         wrong("1 write a; 1 fail; 2 read a; 2 ok 5 1", "failed and yet");
         wrong("1 write a; 2 read a; 2 ok 5 1; 1 fail", "failed and yet");
         wrong("1 write a; 2 read a; 2 ok 5 1; 3 read a; 3 ok", "was known before");
+        wrong("1 write a; 1 ok 5; 2 delete a; 2 ok 6; healed; 3 read a; 3 ok 5 1", "was known before");
+        wrong("1 delete a; 1 ok 6; 2 write a; 2 ok 7; healed; 3 read a; 3 ok", "was known before");
+        wrong("1 write a; 1 ok 5; 2 delete a; 2 fail; healed; 3 read a; 3 ok", "was known before");
+        wrong("1 write a; 1 ok 5; 2 delete a; 2 ok 4; healed; 3 read a; 3 ok 5 1", "older than what was there");
     }
 }

@@ -9,7 +9,7 @@ pub(crate) mod history;
 pub(crate) mod judge;
 pub(crate) mod work;
 
-use crate::rig::{Network, Node, Rig, setting};
+use crate::rig::{Network, Node, Rig, Signal, setting};
 use history::History;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -101,6 +101,7 @@ fn torture_loses_no_acknowledged_write() {
     );
     assert!(verdict.wrong.is_empty(), "seed {seed}: {:#?}", verdict.wrong);
     assert!(verdict.acknowledged >= acknowledged && verdict.read_back >= acknowledged);
+    assert!(verdict.deletes > 0);
 }
 
 /// A node, and its place in the network.
@@ -131,11 +132,12 @@ fn start<'r>(
     arguments: &[&str],
 ) -> Member<'r> {
     let name = name.to_string();
+    // What was deleted is forgotten by the way.
+    let mut all = [&["--collect-every", "3s"], arguments].concat();
     let node = match network {
-        None => rig.node(&name, &rig.any_port(), arguments),
+        None => rig.node(&name, &rig.any_port(), &all),
         Some(network) => {
-            let mut all = vec!["--insecure"];
-            all.extend(arguments);
+            all.push("--insecure");
             rig.node_in(Some(&network.namespace(place)), &name, &network.address(place), &all)
         }
     };
@@ -205,10 +207,10 @@ impl<'r> Torture<'r> {
             Fault::Hang => {
                 let victims = self.minority();
                 self.note("stop", &victims);
-                victims.iter().for_each(|at| self.members[*at].node.signal("STOP"));
+                victims.iter().for_each(|at| self.members[*at].node.signal(Signal::STOP));
                 self.pass(HANGS_MS);
                 self.note("continue", &victims);
-                victims.iter().for_each(|at| self.members[*at].node.signal("CONT"));
+                victims.iter().for_each(|at| self.members[*at].node.signal(Signal::CONT));
             }
             Fault::Change => self.change(false),
             Fault::KillInChange => self.change(true),
@@ -222,7 +224,7 @@ impl<'r> Torture<'r> {
 
     fn kill(&mut self, victims: &[usize]) {
         self.note("kill", victims);
-        victims.iter().for_each(|at| self.members[*at].node.signal("KILL"));
+        victims.iter().for_each(|at| self.members[*at].node.signal(Signal::KILL));
         victims.iter().for_each(|at| assert_eq!(self.members[*at].node.end(), None, "it was killed"));
         self.kills += victims.len() as u64;
         self.pass(AWAY_MS);

@@ -17,7 +17,10 @@ const WRITERS: usize = 16;
 /// Keys that several write and read at a time.
 const CONTENDED_KEYS: u64 = 8;
 
-/// Who writes, and who reads, these.
+/// The same, deleted again and again as well.
+const DELETED_KEYS: u64 = 32;
+
+/// Who writes, and who reads, the contended keys. Of each kind there is one for those that are deleted.
 const CONTENDERS: usize = 3;
 
 /// Who reads back when all is over.
@@ -75,8 +78,12 @@ impl Work {
             tasks.push(rig.runtime().spawn(process().writes_unique_keys()));
         }
         for _ in 0..CONTENDERS {
-            tasks.push(rig.runtime().spawn(process().contends(Op::Write)));
-            tasks.push(rig.runtime().spawn(process().contends(Op::Read)));
+            for op in [Op::Write, Op::Read] {
+                tasks.push(rig.runtime().spawn(process().contends(op, contended, CONTENDED_KEYS)));
+            }
+        }
+        for op in [Op::Write, Op::Read, Op::Delete] {
+            tasks.push(rig.runtime().spawn(process().contends(op, deleted, DELETED_KEYS)));
         }
         tasks.push(rig.runtime().spawn(process().reads_unique_keys()));
         Work { shared, tasks }
@@ -110,27 +117,37 @@ impl Work {
         }));
     }
 
-    /// Ends all, reads every key that was ever written, and holds the history against the promise.
-    pub(crate) fn judged(self, rig: &Rig, seeds: &[String]) -> Verdict {
+    /// Ends all, has all owners compared, reads every key that was ever written, and holds the history
+    /// against the promise.
+    pub(crate) fn judged(mut self, rig: &Rig, seeds: &[String]) -> Verdict {
         let history = self.shared.history.clone();
+        self.end(rig);
+        // Before anything is read, for that would mend what differs.
+        let wait = PATIENCE.as_secs().to_string();
+        let verified = rig.tool("storectl", &["--peer", &seeds[0], "verify", "--wait", &wait]);
+        history.note(verified.ok().trim());
         self.read_back(rig, seeds);
         history.flush();
         judge(BufReader::new(File::open(history.path()).unwrap()))
     }
 
-    /// Ends all, and reads every key that was ever written, at QUORUM. What can't be read within
-    /// the patience of a test is missing in the history.
-    fn read_back(mut self, rig: &Rig, seeds: &[String]) {
+    fn end(&mut self, rig: &Rig) {
         self.shared.stop.store(true, Ordering::Relaxed);
         for task in self.tasks.drain(..) {
             rig.wait(task).unwrap();
         }
+    }
+
+    /// Reads every key that was ever written, at QUORUM. What can't be read within the patience of a test is
+    /// missing in the history.
+    fn read_back(self, rig: &Rig, seeds: &[String]) {
         let shared = &self.shared;
         shared.history.note("healed");
         let names: Arc<Vec<String>> = Arc::new(
             (0..shared.keys.load(Ordering::Relaxed))
                 .map(unique)
                 .chain((0..CONTENDED_KEYS).map(contended))
+                .chain((0..DELETED_KEYS).map(deleted))
                 .collect(),
         );
         let next = Arc::new(AtomicUsize::new(0));
@@ -172,6 +189,10 @@ fn contended(number: u64) -> String {
     format!("c/{number}")
 }
 
+fn deleted(number: u64) -> String {
+    format!("d/{number}")
+}
+
 /// One that does one thing after the other.
 struct Process {
     number: usize,
@@ -187,6 +208,13 @@ impl Process {
     async fn write(&self, key: &str) -> bool {
         let call = self.shared.history.invoke(self.number, Op::Write, key);
         let result = self.client.put(key.to_owned(), call.value()).await;
+        self.shared.history.wrote(call, &result);
+        result.is_ok()
+    }
+
+    async fn delete(&self, key: &str) -> bool {
+        let call = self.shared.history.invoke(self.number, Op::Delete, key);
+        let result = self.client.delete(key.to_owned()).await;
         self.shared.history.wrote(call, &result);
         result.is_ok()
     }
@@ -223,12 +251,13 @@ impl Process {
         }
     }
 
-    async fn contends(self, op: Op) {
+    async fn contends(self, op: Op, name: fn(u64) -> String, keys: u64) {
         while self.goes_on() {
-            let key = contended(rand::random_range(0..CONTENDED_KEYS));
+            let key = name(rand::random_range(0..keys));
             let fine = match op {
                 Op::Write => self.write(&key).await,
                 Op::Read => self.read(&key).await,
+                Op::Delete => self.delete(&key).await,
             };
             tokio::time::sleep(if fine { BREATH } else { PAUSE }).await;
         }
