@@ -115,9 +115,10 @@ impl NodeState {
             Some(bytes) => Some(parse_identity(&bytes).ok_or(Malformed::Range("the node's identity"))?),
             None => None,
         };
-        let (id, generation) = match identity {
-            Some((id, generation)) if layout.is_some() => (id, generation + 1),
-            _ => (NodeId(rand::random()), 1),
+        let (id, generation) = match (identity, &layout) {
+            (Some((id, generation)), Some(_)) => (id, generation + 1),
+            (None, Some(_)) => return Err(Malformed::Missing("the node's identity").into()),
+            (_, None) => (NodeId(rand::random()), 1),
         };
         let vote = match (&layout, vault.load(VOTE)?) {
             (Some(layout), Some(bytes)) => {
@@ -231,8 +232,16 @@ mod tests {
     }
 
     #[test]
+    fn a_member_that_does_not_know_who_it_is_does_not_wake() {
+        let vault: Arc<dyn Vault> = Arc::new(MemoryVault::new());
+        save_layout(&*vault, &ring_of(3, 3, 8)).unwrap();
+        assert!(matches!(NodeState::open(vault), Err(LocationError::Damaged(_))));
+    }
+
+    #[test]
     fn votes_of_the_ring_before_a_forced_removal_are_void() {
         let vault: Arc<dyn Vault> = Arc::new(MemoryVault::new());
+        NodeState::open(vault.clone()).unwrap();
         let ring = ring_of(3, 3, 8);
         let forced = ring.forced(crate::core::node::RingId(99), &[NodeId(1)].into()).unwrap();
         assert!(forced.succeeds(ring.ring) && !ring.succeeds(forced.ring));

@@ -176,6 +176,13 @@ pub struct DiskEngine {
 }
 
 impl DiskEngine {
+    /// Opens the engine that a member of a ring has in `folder`: what is missing there was lost.
+    pub fn reopen(folder: impl Into<PathBuf>) -> Result<Self, StorageError> {
+        let folder = folder.into();
+        folder::must_be_whole(&folder)?;
+        DiskEngine::open(folder)
+    }
+
     /// Opens the engine in `folder`, or creates it there if the folder is empty or missing.
     pub fn open(folder: impl Into<PathBuf>) -> Result<Self, StorageError> {
         let folder = folder.into();

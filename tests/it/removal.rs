@@ -104,14 +104,52 @@ fn a_member_without_its_engine_does_not_start_empty() {
     let address = dead.address();
     dead.kill();
     drop(dead);
-    fs::remove_dir_all(rig.data("2").join("engine")).unwrap();
-    let mut empty = rig.node("2", &address, &["--peer", &peer]);
-    empty.says("is missing");
-    assert_eq!(empty.end(), Some(4));
-    drop(empty);
+    let engine = rig.data("2").join("engine");
+    fs::rename(&engine, rig.folder().join("lost")).unwrap();
+    // As if a disk were not mounted.
+    fs::create_dir(&engine).unwrap();
+    let starts_not = |why: &str| {
+        let mut node = rig.node("2", &address, &["--peer", &peer]);
+        node.says(why);
+        node.says("--replace");
+        assert_eq!(node.end(), Some(4));
+    };
+    starts_not("is missing or empty");
+    fs::remove_dir(&engine).unwrap();
+    starts_not("is missing or empty");
+    fs::rename(rig.folder().join("lost"), &engine).unwrap();
+    fs::remove_file(engine.join("0.jnl")).unwrap();
+    starts_not("has lost files");
     let mut new = rig.node("2", &address, &["--peer", &peer, "--replace"]);
     new.says("looking for that ring");
     assert_eq!(kept(&rig), ["2.removed-1"]);
+}
+
+#[test]
+fn a_directory_that_has_lost_its_nodes_state_gives_nothing_away() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(1);
+    let (address, id) = (nodes[0].address(), nodes[0].id());
+    rig.wait(rig.client(&addresses(&nodes)).put("a", "apple")).unwrap();
+    nodes[0].kill();
+    drop(nodes);
+    let layout = rig.data("1").join("vault/layout.blob");
+    fs::rename(&layout, rig.folder().join("lost")).unwrap();
+    let mut broken = rig.node("1", &address, &["--bootstrap"]);
+    broken.says("has lost its node's state");
+    assert_eq!(broken.end(), Some(4));
+    drop(broken);
+    // Nothing was changed by that.
+    fs::rename(rig.folder().join("lost"), &layout).unwrap();
+    let node = rig.node("1", &address, &["--bootstrap"]);
+    assert_eq!(node.id(), id);
+    let found = rig.wait(rig.client(&[node.address()]).get("a")).unwrap().unwrap();
+    assert_eq!(&found.value[..], b"apple");
+    drop(node);
+    fs::remove_file(&layout).unwrap();
+    let mut new = rig.node("1", &address, &["--bootstrap", "--replace"]);
+    new.says("started ring");
+    assert_eq!(kept(&rig), ["1.removed-1"]);
 }
 
 #[test]

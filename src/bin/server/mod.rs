@@ -16,13 +16,11 @@ use std::process::ExitCode;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use thrifty::core::layout::Kind;
-use thrifty::location::state::{NodeState, removed_from, save_departure};
+use thrifty::location::state::{NodeState, peek, removed_from, save_departure};
 use thrifty::location::{Departure, LocationConfig};
 use thrifty::news;
 use thrifty::node::{self, Command, Node, Role};
-use thrifty::storage::StorageError;
 use thrifty::storage::data_dir::DataDir;
-use thrifty::storage::disk::DiskEngine;
 use thrifty::storage::engine::Engine;
 use thrifty::storage::memory::MemoryEngine;
 use thrifty::storage::vault::{MemoryVault, Vault};
@@ -133,6 +131,12 @@ async fn live(
         Some(directory) => Arc::new(directory.vault()),
         None => memory.clone(),
     };
+    // Before the node's state is, for what is damaged is to be left as it is.
+    let engine: Option<Arc<dyn Engine>> = match (kind, &directory) {
+        (Kind::Location, _) => None,
+        (Kind::Store, Some(directory)) => Some(Arc::new(place::engine(directory, peek(&*vault)?.0)?)),
+        (Kind::Store, None) => Some(Arc::new(MemoryEngine::new())),
+    };
     let state = NodeState::open(vault)?;
     match &directory {
         Some(directory) => {
@@ -140,18 +144,9 @@ async fn live(
         }
         None => news!("node {:.8} listens on {address}, data in memory only", state.id),
     }
-    let role = match kind {
-        Kind::Location => Role::Location,
-        Kind::Store => {
-            let engine: Arc<dyn Engine> = match &directory {
-                Some(directory) if state.layout.is_some() && !directory.engine_path().exists() => {
-                    bail!(StorageError::Corrupt {
-                        what: format!("{} is missing, and held keys", directory.engine_path().display()),
-                    })
-                }
-                Some(directory) => Arc::new(DiskEngine::open(directory.engine_path())?),
-                None => Arc::new(MemoryEngine::new()),
-            };
+    let role = match engine {
+        None => Role::Location,
+        Some(engine) => {
             let free_space = directory.clone().map(|directory| FreeSpace {
                 folder: directory.path().to_owned(),
                 bytes: Box::new(move || directory.available_bytes()),

@@ -17,6 +17,7 @@ use thrifty::news;
 use thrifty::storage::StorageError;
 use thrifty::storage::data_dir::{DataDir, DataDirError};
 use thrifty::storage::disk::DiskEngine;
+use thrifty::storage::engine::Engine;
 use thrifty::wire::channel::LOOPBACK_PORTS;
 use tokio::net::TcpListener;
 
@@ -186,7 +187,7 @@ fn replaced(directory: DataDir, of: Option<NodeId>) -> anyhow::Result<(DataDir, 
         return Ok((start_over(directory, last.as_deref())?, of));
     }
     let damaged = match peek(&vault) {
-        Ok((Memory::Member(Kind::Store), _)) => is_damaged(&directory.engine_path()),
+        Ok((memory @ (Memory::Member(Kind::Store) | Memory::Fresh), _)) => is_damaged(&directory, memory),
         Ok(_) => false,
         Err(_) => true,
     };
@@ -200,9 +201,23 @@ fn replaced(directory: DataDir, of: Option<NodeId>) -> anyhow::Result<(DataDir, 
     }
 }
 
-fn is_damaged(engine: &Path) -> bool {
-    let opened = || DiskEngine::open(engine);
-    !engine.exists() || matches!(opened(), Err(StorageError::Corrupt { .. } | StorageError::Foreign { .. }))
+fn is_damaged(directory: &DataDir, memory: Memory) -> bool {
+    matches!(engine(directory, memory), Err(StorageError::Corrupt { .. } | StorageError::Foreign { .. }))
+}
+
+/// The engine of a directory which remembers this. One that has lost what a member wrote there does not
+/// start empty, and one whose node can't be told any more does not give away what it holds.
+pub(super) fn engine(directory: &DataDir, memory: Memory) -> Result<DiskEngine, StorageError> {
+    let path = directory.engine_path();
+    match memory {
+        Memory::Member(_) => DiskEngine::reopen(path),
+        Memory::Left(_) | Memory::Removed(_) => DiskEngine::open(path),
+        Memory::Fresh => {
+            let engine = DiskEngine::open(path)?;
+            let what = || format!("{} has lost its node's state, and holds keys", directory.path().display());
+            if engine.slots().is_empty() { Ok(engine) } else { Err(StorageError::Corrupt { what: what() }) }
+        }
+    }
 }
 
 fn of_port(port: u16) -> PathBuf {

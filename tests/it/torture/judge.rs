@@ -311,6 +311,9 @@ mod tests {
         wrong("1 write a; 1 ok 5; 2 delete a; 2 ok 6; healed; 3 read a; 3 ok 5 1", "was known before");
         wrong("1 delete a; 1 ok 6; 2 write a; 2 ok 7; healed; 3 read a; 3 ok", "was known before");
         wrong("1 write a; 1 ok 5; 2 delete a; 2 fail; healed; 3 read a; 3 ok", "was known before");
-        wrong("1 write a; 1 ok 5; 2 delete a; 2 ok 4; healed; 3 read a; 3 ok 5 1", "older than what was there");
+        wrong(
+            "1 write a; 1 ok 5; 2 delete a; 2 ok 4; healed; 3 read a; 3 ok 5 1",
+            "older than what was there",
+        );
     }
 }
