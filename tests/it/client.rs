@@ -38,9 +38,9 @@ fn who_was_answered_does_not_wait_for_a_newer_layout() {
 #[test]
 fn a_request_ends_in_time_though_no_layout_comes() {
     let rig = Rig::new();
-    let silent = TcpListener::bind(rig.any_port()).unwrap();
+    let silent = [(); 10].map(|()| TcpListener::bind(rig.any_port()).unwrap());
     let mut nodes = rig.ring_of(2);
-    let mut seeds = vec![silent.local_addr().unwrap().to_string()];
+    let mut seeds: Vec<String> = silent.iter().map(|at| at.local_addr().unwrap().to_string()).collect();
     seeds.extend(addresses(&nodes));
     let timeout = Duration::from_millis(200);
     let client = rig.client_with(&seeds, ClientConfig { timeout, ..ClientConfig::default() });
@@ -52,8 +52,8 @@ fn a_request_ends_in_time_though_no_layout_comes() {
     let key = keys_of(&client, &nodes[0], 1).remove(0);
     let began = Instant::now();
     let refused = rig.wait(client.put(key, "value")).unwrap_err();
-    // One address that never answers costs the fetch of a layout a second.
-    assert!(began.elapsed() < Duration::from_millis(800), "{:?} for {refused}", began.elapsed());
+    // Each address that never answers costs the fetch of a layout a second.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?} for {refused}", began.elapsed());
 }
 
 #[test]
