@@ -245,6 +245,10 @@ async fn serve(
         let _links_remain = tokio::time::timeout(GOODBYE, &mut server).await;
     }
     server.abort();
+    #[cfg(feature = "store")]
+    if let Some(store) = &store {
+        store.end_links();
+    }
     ended
 }
 

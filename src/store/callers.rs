@@ -58,6 +58,11 @@ impl Callers {
         }
         Place { callers: self.clone(), of, number, lost }
     }
+
+    /// Ends all links.
+    pub(super) fn end(&self) {
+        self.links().places.clear();
+    }
 }
 
 impl Place {
@@ -108,5 +113,8 @@ mod tests {
         assert!(lasts(&mut again));
         drop(again);
         assert!(callers.links().places.is_empty(), "nothing is left behind");
+        let mut last = callers.take(Some(NodeId(1)));
+        callers.end();
+        assert!(!lasts(&mut last));
     }
 }

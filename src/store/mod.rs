@@ -245,6 +245,12 @@ impl Store {
         }
     }
 
+    /// Ends the links of other nodes to this one, which is over: where the process goes on, they would
+    /// otherwise ask it for ever, and never who comes after it at its address.
+    pub(crate) fn end_links(&self) {
+        self.0.callers.end();
+    }
+
     /// Makes everything durable that was written.
     pub fn flush(&self) -> Result<(), StorageError> {
         self.0.engine.sync()
