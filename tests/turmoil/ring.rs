@@ -1,6 +1,7 @@
 //! The hosts of a ring, each with a disk that outlives its crashes.
 
 use crate::life::{InLife, Life};
+use crate::strikes::Strike;
 use crate::{Counts, PANICS};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -203,7 +204,7 @@ impl Ring {
         }
     }
 
-    /// Tells a host's node to go.
+    /// Tells a host's node to go. It may not be there, or be busy going.
     pub(crate) fn command(&self, host: usize, command: Command) {
         if let Some(commands) = &self.hosts[host].borrow().commands {
             let _busy_going = commands.try_send(command);
@@ -217,6 +218,11 @@ impl Ring {
             match departure {
                 Ok(departure) => {
                     self.tell(format!("{}: {departure:?}", name(host)));
+                    self.count(match departure {
+                        Departure::Left => Strike::Leave.name(),
+                        Departure::Stopped => Strike::Stop.name(),
+                        Departure::Removed => "removed",
+                    });
                     self.crashed(host, departure == Departure::Removed);
                     tokio::time::sleep(REST).await;
                 }

@@ -130,7 +130,10 @@ impl Run<'_> {
         // Long enough, now and then, for the others to go on without it.
         let millis =
             if self.rng.chance(200) { self.rng.range(8_000, 20_000) } else { self.rng.range(50, 5_000) };
-        self.ring.count(strike.name());
+        // Of these it depends on the host whether, and when, they come to pass: it counts them.
+        if !matches!(strike, Strike::Stop | Strike::Leave) {
+            self.ring.count(strike.name());
+        }
         self.tell(&format!("{} for {millis} ms: {} ({})", strike.name(), name(host), name(other)));
         let everyone = (0..self.ring.len()).filter(|other| *other != host).map(name);
         let (me, all) = (name(host), everyone.chain([CLIENT.to_owned()]).collect::<Vec<_>>());
