@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use thrifty::core::clock::Stamp;
 use thrifty::core::record::{Record, Version};
@@ -11,6 +12,12 @@ use thrifty::storage::StorageError;
 use thrifty::storage::engine::{Dead, Engine, Entry, Merged, SlotStats};
 use thrifty::storage::memory::MemoryEngine;
 use thrifty::storage::vault::{MemoryVault, Vault};
+
+/// Deletes that a host has forgotten, in all seeds.
+pub(crate) static DELETES_FORGOTTEN: AtomicU64 = AtomicU64::new(0);
+
+/// Expired values that a host has forgotten, in all seeds.
+pub(crate) static EXPIRED_FORGOTTEN: AtomicU64 = AtomicU64::new(0);
 
 /// From its end on a life changes nothing.
 #[derive(Clone, Default)]
@@ -83,7 +90,16 @@ impl Engine for InLife<MemoryEngine> {
     }
 
     fn forget(&self, dead: &[Dead]) -> Result<(), StorageError> {
-        self.life.change(|| self.on_disk.forget(dead))
+        self.life.change(|| {
+            for Dead { slot, key, version, .. } in dead {
+                if let Some(record) = self.on_disk.get(*slot, key)?.filter(|it| it.version == *version) {
+                    let deleted = record.value.is_none();
+                    let count = if deleted { &DELETES_FORGOTTEN } else { &EXPIRED_FORGOTTEN };
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            self.on_disk.forget(dead)
+        })
     }
 
     fn slots(&self) -> Vec<(Slot, SlotStats)> {

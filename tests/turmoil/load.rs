@@ -1,16 +1,22 @@
-//! The client: it writes values that are never written twice, reads, and minds what it is told.
+//! The client: it writes values that are never written twice, deletes, reads, and minds what it is told.
 
+use crate::key::Key;
 use crate::ring::{Ring, address};
 use crate::rng::Rng;
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
-use thrifty::client::{Client, ClientConfig, ClientError};
-use thrifty::core::record::Version;
+use thrifty::client::{Client, ClientConfig, ClientError, PutOptions};
+use thrifty::core::ttl::Ttl;
 use tokio::time::Instant;
 
-const KEYS: u64 = 6;
+/// Keys whose values last, and those whose values expire. The first are in the greatest demand, so that
+/// what of the others is deleted or expires stays so for a while.
+const LASTING: u64 = 6;
+const EXPIRING: u64 = 2;
+
+/// For how long what expires is kept. That is real time: simulated it is a second or a few.
+const TTL_MS: u64 = 20;
 
 /// Requests at once.
 const WORKERS: u64 = 4;
@@ -24,21 +30,11 @@ const SLACK: Duration = Duration::from_millis(100);
 /// Some values fill many packets, to be cut half-way.
 const LARGE: usize = 300 << 10;
 
+/// What writes that may have happened or not are counted as.
+pub(crate) const UNKNOWN: &str = "writes of unknown outcome";
+
 /// How often the last reads are tried.
 const LAST_TRIES: usize = 10;
-
-/// What is known of a key.
-#[derive(Default)]
-struct Key {
-    /// The newest version acknowledged or returned.
-    floor: Version,
-    /// The values that were acknowledged or returned, by their versions.
-    known: HashMap<Version, u64>,
-    /// The values of writes that were refused: nothing was done.
-    refused: Vec<u64>,
-    /// The last value sent.
-    sent: u64,
-}
 
 struct Load {
     ring: Rc<Ring>,
@@ -63,59 +59,56 @@ fn value(number: u64) -> Vec<u8> {
 }
 
 impl Load {
-    /// A version was acknowledged or returned with this value, to a request that began at `floor`.
-    fn learn(&self, key: u64, version: Version, number: u64, floor: Version, by: &str) {
-        let state = &mut self.keys.borrow_mut()[key as usize];
-        let known = *state.known.entry(version).or_insert(number);
-        let late = if by == "put" { version <= floor } else { version < floor };
-        if late || known != number || state.refused.contains(&number) || number > state.sent {
-            self.ring.fail(format!(
-                "key {key}: a {by} ended with {number} at {version:?}, where {floor:?} was known before, \
-                 {known} had that version, and {:?} were refused",
-                state.refused
-            ));
-        }
-        state.floor = state.floor.max(version);
+    fn known<T>(&self, key: u64, tell: impl FnOnce(&mut Key) -> T) -> T {
+        tell(&mut self.keys.borrow_mut()[key as usize])
     }
 
-    async fn put(&self, key: u64) {
-        let (number, floor) = {
-            let state = &mut self.keys.borrow_mut()[key as usize];
-            state.sent += 1;
-            (state.sent, state.floor)
+    /// Tells of a key, and notes what is wrong with that.
+    fn judge(&self, key: u64, tell: impl FnOnce(&mut Key) -> Result<(), String>) {
+        if let Err(why) = self.known(key, tell) {
+            self.ring.fail(format!("key {key}: {why}"));
+        }
+    }
+
+    async fn write(&self, key: u64, deletes: bool) {
+        let (write, begun) = self.known(key, |known| known.writes(deletes));
+        let (name, start) = (format!("key {key}"), Instant::now());
+        let result = if deletes {
+            self.client.delete(name).await
+        } else {
+            let options = PutOptions { ttl: self.known(key, |known| known.ttl()), ..PutOptions::default() };
+            self.client.put_with(name, value(write.number), options).await
         };
-        let begun = Instant::now();
-        let result = self.client.put(format!("key {key}"), value(number)).await;
-        self.timely("put", begun);
-        self.ring.tell(format_args!("key {key}: put {number} {}", said(&result)));
+        self.timely("write", start);
+        self.ring.tell(format_args!("key {key}: {write:?} {}", said(&result)));
         match result {
             Ok(written) => {
-                self.ring.count("puts acknowledged");
-                self.learn(key, written.version, number, floor, "put");
+                self.ring.count(if deletes { "deletes acknowledged" } else { "puts acknowledged" });
+                self.judge(key, |known| known.acknowledged(write, begun, written.version));
             }
-            Err(ClientError::OutcomeUnknown(_)) => self.ring.count("puts of unknown outcome"),
+            Err(ClientError::OutcomeUnknown(_)) => {
+                self.ring.count(UNKNOWN);
+                self.known(key, |known| known.unknown(write, begun));
+            }
             Err(_) => {
-                self.ring.count("puts refused");
-                self.keys.borrow_mut()[key as usize].refused.push(number);
+                self.ring.count("writes refused");
+                self.judge(key, |known| known.refused(write));
             }
         }
     }
 
     async fn get(&self, key: u64) -> bool {
-        let floor = self.keys.borrow()[key as usize].floor;
-        let begun = Instant::now();
+        let begun = self.known(key, Key::begins);
+        let start = Instant::now();
         let result = self.client.get(format!("key {key}")).await;
-        self.timely("get", begun);
+        self.timely("get", start);
         self.ring.tell(format_args!("key {key}: get {}", said(&result)));
         match result {
             Ok(Some(found)) => match number(&found.value) {
-                Some(number) => self.learn(key, found.version, number, floor, "get"),
+                Some(number) => self.judge(key, |known| known.found(number, &found, begun)),
                 None => self.ring.fail(format!("key {key}: a value of {} bytes is torn", found.value.len())),
             },
-            Ok(None) if floor != Version::default() => {
-                self.ring.fail(format!("key {key}: nothing found, where {floor:?} was known"));
-            }
-            Ok(None) => {}
+            Ok(None) => self.judge(key, |known| known.nothing(begun)),
             Err(_) => {
                 self.ring.count("gets failed");
                 return false;
@@ -133,9 +126,10 @@ impl Load {
 
     async fn work(self: Rc<Self>, mut rng: Rng) {
         while !self.ring.over.get() {
-            let key = rng.below(KEYS);
+            let most = rng.range(1, LASTING + EXPIRING + 1);
+            let key = rng.below(most);
             if rng.chance(500) {
-                self.put(key).await;
+                self.write(key, key < LASTING && rng.chance(300)).await;
             } else {
                 self.get(key).await;
             }
@@ -161,13 +155,18 @@ pub(crate) async fn run(ring: Rc<Ring>, seed: u64) -> turmoil::Result {
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     };
-    let keys = RefCell::new((0..KEYS).map(|_| Key::default()).collect());
-    let load = Rc::new(Load { ring, client, keys });
+    let ttl = |key| (key >= LASTING).then(|| Ttl::from_ms(TTL_MS)).transpose();
+    let keys = (0..LASTING + EXPIRING).map(|key| ttl(key).map(Key::new)).collect::<Result<_, _>>()?;
+    let keys = RefCell::new(keys);
+    let load = Rc::new(Load { ring: ring.clone(), client, keys });
     let worker = |number| tokio::task::spawn_local(load.clone().work(Rng::new(seed ^ (number + 1) << 32)));
     for worker in (0..WORKERS).map(worker).collect::<Vec<_>>() {
         worker.await?;
     }
-    for key in 0..KEYS {
+    while !ring.agreed.get() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for key in 0..LASTING + EXPIRING {
         let mut tries = 0;
         while !load.get(key).await {
             tries += 1;
@@ -177,6 +176,7 @@ pub(crate) async fn run(ring: Rc<Ring>, seed: u64) -> turmoil::Result {
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
+        load.judge(key, |known| known.judge());
     }
     Ok(())
 }

@@ -7,7 +7,8 @@
 //! host in it.
 //!
 //! What must hold: one layout per epoch; what a read returns was written so and is no older than
-//! what was acknowledged or returned before it began; no request outlasts its time; nothing panics.
+//! what was acknowledged or returned before it began, deletes and what expires included; at rest all
+//! owners come to hold the same; no request outlasts its time; nothing panics.
 //!
 //! A seed determines the schedule of what strikes, and no more: the hash maps, the runtime and the
 //! nodes' own dice differ from run to run, so that what fails once fails often but not always. The
@@ -20,15 +21,20 @@
 //! | `ring` | the hosts, their disks, the network |
 //! | `life` | a disk, until a life is over |
 //! | `strikes` | what befalls them |
-//! | `load` | the client, and what it may be told |
+//! | `load` | the client |
+//! | `key`, `linear` | what is known of a key, and what the client may be told |
 
+mod key;
 mod life;
+#[path = "../sim/linear.rs"]
+mod linear;
 mod load;
 mod ring;
 #[path = "../sim/rng.rs"]
 mod rng;
 mod strikes;
 
+use life::{DELETES_FORGOTTEN, EXPIRED_FORGOTTEN};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -90,7 +96,11 @@ fn rings_on_a_simulated_network() {
     };
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    let (counts, failed) = found.into_inner().expect(UNPOISONED);
+    let (mut counts, failed) = found.into_inner().expect(UNPOISONED);
+    let forgotten = [("deletes forgotten", &DELETES_FORGOTTEN), ("expired forgotten", &EXPIRED_FORGOTTEN)];
+    for (name, count) in forgotten {
+        counts.insert(name, count.load(Ordering::Relaxed));
+    }
     for (name, count) in &counts {
         eprintln!("{count:>9}  {name}");
     }
@@ -98,8 +108,9 @@ fn rings_on_a_simulated_network() {
     if let Some(why) = failed {
         panic!("{why}");
     }
-    let never: Vec<_> =
-        strikes::Strike::ALL.iter().filter(|strike| !counts.contains_key(strike.name())).collect();
+    let strikes = strikes::Strike::ALL.iter().map(|strike| strike.name());
+    let wanted = strikes.chain([ring::COLLECTING]).chain(forgotten.map(|(name, _)| name));
+    let never: Vec<_> = wanted.filter(|name| counts.get(name).is_none_or(|count| *count == 0)).collect();
     assert!(many < 200 || never.is_empty(), "never happened: {never:?}");
 }
 
@@ -108,6 +119,15 @@ fn rings_on_a_simulated_network() {
 fn requests_to_silent_hosts_end_in_time() {
     ring::simulate_connections();
     if let Err(why) = strikes::all_silent() {
+        panic!("{why}");
+    }
+}
+
+/// Nobody goes on asking a node that is over, rather than the one that comes after it.
+#[test]
+fn who_was_stopped_and_started_is_asked_again() {
+    ring::simulate_connections();
+    if let Err(why) = strikes::all_stopped_in_turn() {
         panic!("{why}");
     }
 }

@@ -3,6 +3,7 @@
 use crate::life::{InLife, Life};
 use crate::strikes::Strike;
 use crate::{Counts, PANICS};
+use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
@@ -12,11 +13,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use thrifty::core::layout::{Kind, Layout, Phase, Replicas};
 use thrifty::core::node::{Address, Liveness, NodeId, RingId};
-use thrifty::core::token::SegmentCount;
+use thrifty::core::record::{Record, Version};
+use thrifty::core::token::{Segment, SegmentCount};
 use thrifty::core::transition::Patience;
 use thrifty::location::state::NodeState;
 use thrifty::location::{Departure, Location, LocationConfig};
 use thrifty::node::{self, Command, Listener, Node, Role};
+use thrifty::storage::engine::Engine;
 use thrifty::storage::memory::MemoryEngine;
 use thrifty::storage::vault::MemoryVault;
 use thrifty::wire::channel::{self, Stream};
@@ -31,6 +34,9 @@ const PATIENCE: Patience = Patience {
     remove_after: Duration::from_secs(12),
     collect_every: Duration::from_secs(10),
 };
+
+/// What layouts at which is forgotten are counted as.
+pub(crate) const COLLECTING: &str = "collecting layouts";
 
 /// Before a host that went takes part again.
 const REST: Duration = Duration::from_millis(500);
@@ -70,8 +76,10 @@ pub(crate) struct Ring {
     log: RefCell<Vec<String>>,
     wrong: RefCell<Option<String>>,
     counts: RefCell<Counts>,
-    /// The client has to come to its end.
+    /// The client has to end what it does.
     pub(crate) over: Cell<bool>,
+    /// All owners hold the same: the client reads it once more.
+    pub(crate) agreed: Cell<bool>,
 }
 
 /// The name of a host.
@@ -84,6 +92,10 @@ pub(crate) fn address(host: usize) -> Address {
     format!("{}:{PORT}", name(host)).parse().expect("an address")
 }
 
+fn versions(records: &[(Bytes, Record)]) -> Vec<(&Bytes, Version)> {
+    records.iter().map(|(key, record)| (key, record.version)).collect()
+}
+
 impl Ring {
     pub(crate) fn new(hosts: usize) -> Self {
         Ring {
@@ -94,6 +106,7 @@ impl Ring {
             wrong: RefCell::default(),
             counts: RefCell::default(),
             over: Cell::new(false),
+            agreed: Cell::new(false),
         }
     }
 
@@ -132,7 +145,12 @@ impl Ring {
             let layout = host.borrow().location.as_ref().and_then(Location::layout);
             let Some(layout) = layout else { continue };
             let mut layouts = self.layouts.borrow_mut();
-            let known = layouts.entry((layout.ring, layout.epoch)).or_insert_with(|| layout.clone());
+            let known = layouts.entry((layout.ring, layout.epoch)).or_insert_with(|| {
+                if layout.collects() {
+                    self.count(COLLECTING);
+                }
+                layout.clone()
+            });
             if *known != layout {
                 self.fail(format!("two layouts of epoch {}: {known:?} and {layout:?}", layout.epoch));
             }
@@ -173,6 +191,35 @@ impl Ring {
         let mut pairs = pairs.map(|(location, id)| (location.me(), id, location.liveness(id)));
         let doubt = pairs.find(|(_, _, liveness)| *liveness != Liveness::Up);
         doubt.map(|(me, id, liveness)| format!("{me:.8} takes {id:.8} to be {liveness:?}"))
+    }
+
+    /// Why the hosts do not hold what they should at rest, if they don't: of each segment all its owners the
+    /// same records, and nothing else.
+    pub(crate) fn difference(&self) -> Option<String> {
+        if let Some(unrest) = self.unrest() {
+            return Some(unrest);
+        }
+        let mut held: HashMap<Segment, (NodeId, Vec<(Bytes, Record)>)> = HashMap::new();
+        for host in &self.hosts {
+            let host = host.borrow();
+            let (me, layout) = host.location.as_ref().and_then(|it| Some((it.me(), it.layout()?)))?;
+            let slots = layout.slots(me);
+            if let Some((slot, _)) = host.engine.slots().into_iter().find(|(slot, _)| !slots.contains(slot)) {
+                return Some(format!("{me:.8} keeps {slot:?}, and should not at epoch {}", layout.epoch));
+            }
+            for slot in slots {
+                let records = match host.engine.scan(slot, None, usize::MAX) {
+                    Ok(records) => records,
+                    Err(error) => return Some(error.to_string()),
+                };
+                let (other, others) = held.entry(slot.segment).or_insert_with(|| (me, records.clone()));
+                if *others != records {
+                    let (slot, ours, theirs) = (slot.segment, versions(&records), versions(others));
+                    return Some(format!("of {slot} {me:.8} has {ours:?} and {other:.8} {theirs:?}"));
+                }
+            }
+        }
+        None
     }
 
     /// How those who have a layout see its members.

@@ -19,6 +19,13 @@ const LATENCY: Duration = Duration::from_millis(10);
 /// given up and tried again.
 const TO_REST: Duration = Duration::from_secs(120);
 
+/// How long owners at rest may take to hold the same: they compare themselves every ten seconds, or
+/// after twice that if one was away, and may be told to forget in between.
+const TO_AGREE: Duration = Duration::from_secs(60);
+
+/// How long what the client has begun may take to end, in milliseconds.
+const LAST_REQUESTS: u64 = 2_500;
+
 /// A seed that takes longer than this has lost its way.
 const TOO_LONG: Duration = Duration::from_secs(1800);
 
@@ -115,6 +122,17 @@ impl Run<'_> {
         Ok(())
     }
 
+    fn agree(&mut self) -> Result<(), String> {
+        let end = self.sim.elapsed() + TO_AGREE;
+        while let Some(difference) = self.ring.difference() {
+            if self.sim.elapsed() > end {
+                return Err(format!("the hosts of a ring at rest do not agree: {difference}"));
+            }
+            self.pass(500)?;
+        }
+        Ok(())
+    }
+
     fn tell(&self, what: &str) {
         self.ring.tell(format_args!("{:9.3} ---- {what}", self.sim.elapsed().as_secs_f64()));
     }
@@ -203,6 +221,9 @@ impl Run<'_> {
         self.tell("nothing strikes any more");
         self.rest()?;
         self.ring.over.set(true);
+        self.pass(LAST_REQUESTS)?;
+        self.agree()?;
+        self.ring.agreed.set(true);
         while !self.step()? {}
         Ok(())
     }
@@ -250,6 +271,31 @@ pub(crate) fn all_silent() -> Result<(), String> {
         let hosts = || (0..run.ring.len()).map(name);
         hosts().for_each(|host| run.sim.release(CLIENT, host));
         run.ring.over.set(true);
+        run.ring.agreed.set(true);
+        while !run.step()? {}
+        Ok(())
+    })();
+    result.map_err(|why: String| format!("{}\n{why}", run.ring.log()))
+}
+
+/// All hosts are stopped and started, one after the other, in a process that goes on.
+pub(crate) fn all_stopped_in_turn() -> Result<(), String> {
+    let mut run = prepare(0);
+    let result = (|| {
+        run.rest()?;
+        for host in 0..run.ring.len() {
+            run.ring.command(host, Command::Stop);
+            run.pass(5_000)?;
+            run.rest()?;
+        }
+        let unknown = |run: &Run<'_>| run.ring.counts().get(load::UNKNOWN).copied();
+        let before = unknown(&run);
+        run.pass(5_000)?;
+        if unknown(&run) != before {
+            return Err("nothing strikes any more, and writes are of unknown outcome".into());
+        }
+        run.ring.over.set(true);
+        run.ring.agreed.set(true);
         while !run.step()? {}
         Ok(())
     })();
