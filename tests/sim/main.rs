@@ -237,4 +237,9 @@ fn every_mutant_is_caught() {
     let _ = std::panic::take_hook();
     let caught = caught.into_inner().expect(UNPOISONED);
     assert!(caught.iter().all(Option::is_some), "some mutants were not caught");
+    // What fails with nothing planted as well is no catch.
+    for (mutant, (seed, _)) in mutants.iter().zip(caught.iter().flatten()) {
+        let (control, _) = run(&Schedule::of(*seed), false);
+        assert_eq!(control, Ok(()), "seed {seed} caught {mutant:?}, but fails without it");
+    }
 }
