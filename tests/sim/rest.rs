@@ -127,11 +127,16 @@ impl Cluster {
         layout.segments.all().find_map(|segment| {
             let owners = layout.current_owners(segment).map(index_of);
             let held = |index: Index| {
-                let process = self.seats[index].process.as_ref();
-                (index, process.and_then(|process| process.replica.digest(layout.epoch, segment).ok()))
+                let replica = self.seats[index].process.as_ref().map(|process| &process.replica);
+                // A digest is of keys and versions only: the values have to be looked at.
+                let held = replica.and_then(|replica| {
+                    let page = replica.snapshot(layout.epoch, segment, None, usize::MAX).ok()?;
+                    Some((replica.digest(layout.epoch, segment).ok()?, page.records))
+                });
+                (index, held)
             };
             let held: Vec<_> = owners.map(held).collect();
-            let same = held.iter().all(|(_, digest)| digest.is_some() && *digest == held[0].1);
+            let same = held.iter().all(|(_, records)| records.is_some() && *records == held[0].1);
             (!same).then(|| format!("segment {segment} is {held:?}"))
         })
     }
@@ -166,4 +171,29 @@ impl Cluster {
         };
         self.seats.iter().enumerate().map(seat).collect()
     }
+}
+
+#[test]
+fn owners_that_have_another_value_under_one_version_differ() {
+    use thrifty::core::record::{Record, Version};
+    use thrifty::core::token::Token;
+    use thrifty::storage::engine::{Engine, Entry};
+    let cluster = Cluster::new(&crate::schedule::Schedule::of(1), false);
+    let layout = cluster.env.checker.newest().cloned().expect("the first ring has a layout");
+    let key = cluster.env.plan.keys[0].clone();
+    let segment = layout.segment(&key);
+    let owners: Vec<_> = layout.current_owners(segment).collect();
+    let put = |owner: usize, value: &'static str| {
+        let process = cluster.seats[index_of(owners[owner])].process.as_ref().expect("it runs");
+        let slot = layout.slot(process.id, segment).expect("an owner has one");
+        let record = Record::value(Version { hlc: 1, node: 1 }, value);
+        let entry = Entry { slot, token: Token::of(&key), key: key.clone(), record };
+        process.disk.engine.drop_slot(slot).expect("no engine fails here");
+        process.disk.engine.merge(&[entry]).expect("no engine fails here");
+        cluster.difference().is_some()
+    };
+    let last = owners.len() - 1;
+    assert!(last > 0 && (0..last).all(|owner| put(owner, "one")));
+    assert!(!put(last, "one"));
+    assert!(put(last, "another"));
 }
