@@ -310,9 +310,11 @@ impl Env {
     fn transmit(&mut self, from: Index, to: Index, packet: Packet) {
         let of_layouts = matches!(packet, Packet::Membership(_) | Packet::Layout(_) | Packet::Epoch(_));
         let asks = matches!(packet, Packet::Ask { .. });
-        let unheard = self.gossip.is_cut(from, to)
-            || of_layouts && self.gossip.is_deaf(to, self.now)
-            || asks && self.gossip.is_numb(to, self.now);
+        let unheard = match self.gossip.cut_between(from, to) {
+            None if of_layouts && self.gossip.is_deaf(to, self.now) => Some(Kind::Deaf),
+            None if asks && self.gossip.is_numb(to, self.now) => Some(Kind::Numb),
+            cut => cut,
+        };
         let writes = matches!(packet, Packet::Ask { ask: Ask::Write(_), .. });
         let brings = matches!(packet, Packet::Membership(Message::Install(_)) | Packet::Layout(_));
         let lost = match () {
@@ -320,9 +322,11 @@ impl Env {
             () if brings => self.plan.lost + self.plan.lost_layouts,
             () => self.plan.lost,
         };
-        if !self.healed && (unheard || self.rng.chance(lost)) {
-            self.count(Kind::Lost);
-            self.note(|| format!("lost {from} -> {to} {packet:?}"));
+        if !self.healed
+            && let Some(cause) = unheard.or_else(|| self.rng.chance(lost).then_some(Kind::Lost))
+        {
+            self.count(cause);
+            self.note(|| format!("lost ({cause:?}) {from} -> {to} {packet:?}"));
             return;
         }
         let mut delay = self.rng.range(self.plan.delay / 4, self.plan.delay * 2);

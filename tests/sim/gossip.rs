@@ -4,6 +4,7 @@
 //! never decides, so here it is made from the truth with a delay, cuts of the network included,
 //! and with plain mistakes on top.
 
+use crate::counts::Kind;
 use crate::env::{Index, MS, Micros, index_of};
 use crate::rng::Rng;
 use std::collections::BTreeMap;
@@ -28,6 +29,15 @@ pub(crate) enum Broken {
 }
 
 impl Broken {
+    /// As what the packets are counted that it does not carry.
+    fn kind(&self) -> Kind {
+        match self {
+            Broken::Between(_) => Kind::Cut,
+            Broken::From(_) => Kind::OneWay,
+            Broken::Across(_) => Kind::Ring,
+        }
+    }
+
     fn swallows(&self, from: Index, to: Index) -> bool {
         match self {
             Broken::Between(side) => (side >> from & 1) != (side >> to & 1),
@@ -143,7 +153,12 @@ impl Gossip {
     }
 
     pub(crate) fn is_cut(&self, from: Index, to: Index) -> bool {
-        self.cut.as_ref().is_some_and(|cut| cut.broken.swallows(from, to))
+        self.cut_between(from, to).is_some()
+    }
+
+    /// Which kind of cut keeps packets from getting there.
+    pub(crate) fn cut_between(&self, from: Index, to: Index) -> Option<Kind> {
+        self.cut.as_ref().filter(|cut| cut.broken.swallows(from, to)).map(|cut| cut.broken.kind())
     }
 
     /// A node answers its voters at this epoch: whom it may have called down.

@@ -389,8 +389,10 @@ impl Process {
         }
         match handled.into_iter().next() {
             Some(Handled::Now(answer)) => {
-                if matches!(answer, Answer::Stale(_)) {
-                    env.count(Kind::Stale);
+                match answer {
+                    Answer::Stale(_) => env.count(Kind::Stale),
+                    Answer::NoSpace => env.count(Kind::DiskFull),
+                    _ => {}
                 }
                 self.answer(from, ask_id, answer, env);
             }

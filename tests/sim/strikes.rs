@@ -44,7 +44,6 @@ impl Cluster {
             Fault::Kill => _ = self.kill(victim),
             Fault::Wipe => self.wipe(victim),
             Fault::Cut => {
-                self.env.count(Kind::Cut);
                 let side = match self.env.rng.below(3) {
                     0 => 1 << victim,
                     _ => self.env.rng.next() as u32,
@@ -52,13 +51,11 @@ impl Cluster {
                 self.cut(Broken::Between(side), true);
             }
             Fault::CutOneWay => {
-                self.env.count(Kind::OneWay);
                 let (side, noticed) = (self.some_nodes(victim), self.env.rng.chance(500));
                 self.cut(Broken::From(side), noticed);
             }
             Fault::CutToRing => {
                 if running.len() >= 4 {
-                    self.env.count(Kind::Ring);
                     let noticed = self.env.rng.chance(300);
                     self.cut(Broken::Across(running), noticed);
                 }
@@ -72,14 +69,12 @@ impl Cluster {
                 self.env.after(pause, Event::Resume(victim));
             }
             Fault::Deaf => {
-                self.env.count(Kind::Deaf);
                 let nodes = self.some_nodes(victim);
                 let longest = self.env.rng.pick(&[500 * MS, 2 * SECOND, 6 * SECOND]);
                 let until = self.env.now + self.env.rng.range(50 * MS, longest);
                 self.env.gossip.deafen(nodes, until);
             }
             Fault::Numb => {
-                self.env.count(Kind::Numb);
                 let nodes = self.some_nodes(victim);
                 let until = self.env.now + self.env.rng.range(50 * MS, 2 * SECOND);
                 self.env.gossip.numb(nodes, until);
@@ -109,7 +104,6 @@ impl Cluster {
                 self.set_clock(victim, skew);
             }
             Fault::DiskFull => {
-                self.env.count(Kind::DiskFull);
                 let victim = self.some_puller().unwrap_or(victim);
                 if let Some(process) = &self.seats[victim].process {
                     process.replica.set_full(true);
@@ -173,17 +167,18 @@ impl Cluster {
         }
     }
 
-    /// One of those that the newest layout has gather segments.
+    /// One of those that run and that the newest layout has gather segments.
     fn some_puller(&mut self) -> Option<Index> {
         let pullers = self.env.checker.newest().map(|layout| layout.all_pullers()).unwrap_or_default();
-        let pullers: Vec<Index> = pullers.into_iter().map(index_of).collect();
+        let mut pullers: Vec<Index> = pullers.into_iter().map(index_of).collect();
+        pullers.retain(|index| self.seats[*index].process.is_some());
         client::choose(&mut self.env, &pullers)
     }
 
-    /// One node, or about a quarter of all.
+    /// One node, or with it about a quarter of the others.
     fn some_nodes(&mut self, one: Index) -> u32 {
         let few = self.env.rng.next() & self.env.rng.next();
-        if self.env.rng.chance(500) { 1 << one } else { few as u32 }
+        1 << one | if self.env.rng.chance(500) { 0 } else { few as u32 }
     }
 
     /// Owners of one segment leave, one of them or several, as long as somebody stays.
