@@ -350,7 +350,7 @@ impl Cluster {
             }
             Event::Force(at) => self.force(&at),
             Event::Operator => self.operate(),
-            Event::CutEnds => self.env.gossip.mend(),
+            Event::CutEnds(cut) => self.env.gossip.mend(cut),
             Event::Resume(index) => {
                 let seat = &self.seats[index];
                 if seat.alive && seat.paused_until <= self.env.now {

@@ -144,8 +144,8 @@ pub(crate) enum Event {
     Force(Vec<Index>),
     /// After the faults, an operator looks after what remains to be done.
     Operator,
-    /// A fault that lasts ends.
-    CutEnds,
+    /// The cut of this number ends.
+    CutEnds(u64),
     DiskEmptied(Index),
     Resume(Index),
 }

@@ -46,10 +46,10 @@ impl Cluster {
             }
         } else {
             let side = survivors.iter().fold(0, |side, index| side | 1 << index);
-            self.env.gossip.cut(Broken::Between(side), true, self.env.now);
+            let cut = self.env.gossip.cut(Broken::Between(side), true, self.env.now);
             let longest = self.env.rng.pick(&[200 * MS, 2 * SECOND]);
             let back = delay + self.env.rng.below(longest);
-            self.env.after(back, Event::CutEnds);
+            self.env.after(back, Event::CutEnds(cut));
         }
         survivors.truncate(if self.env.rng.chance(500) { 2 } else { 1 });
         self.env.after(delay, Event::Force(survivors));

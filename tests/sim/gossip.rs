@@ -69,6 +69,8 @@ pub(crate) struct Gossip {
     /// How long it takes until a death is noticed.
     detect: Micros,
     cut: Option<Cut>,
+    /// How many cuts there ever were: the number of the last.
+    cuts: u64,
     mistakes: Vec<(Index, Index, Micros)>,
     /// Nodes that hear nothing of layouts, one bit a node, and until when.
     deaf: Vec<(u32, Micros)>,
@@ -109,6 +111,7 @@ impl Gossip {
             rings: Vec::new(),
             detect,
             cut: None,
+            cuts: 0,
             mistakes: Vec::new(),
             deaf: Vec::new(),
             numb: (0, 0),
@@ -144,12 +147,16 @@ impl Gossip {
         self.lives.len()
     }
 
-    pub(crate) fn cut(&mut self, broken: Broken, noticed: bool, now: Micros) {
+    /// Cuts the network, in place of a cut that there may be already; the cut's number.
+    pub(crate) fn cut(&mut self, broken: Broken, noticed: bool, now: Micros) -> u64 {
         self.cut = Some(Cut { broken, since: now, noticed });
+        self.cuts += 1;
+        self.cuts
     }
 
-    pub(crate) fn mend(&mut self) {
-        self.cut = None;
+    /// The cut of this number ends, unless a later one has taken its place.
+    pub(crate) fn mend(&mut self, cut: u64) {
+        self.cut.take_if(|_| cut == self.cuts);
     }
 
     pub(crate) fn is_cut(&self, from: Index, to: Index) -> bool {
@@ -247,4 +254,15 @@ impl Gossip {
         }
         view
     }
+}
+
+#[test]
+fn the_end_of_a_cut_leaves_a_later_one_alone() {
+    let mut gossip = Gossip::new(MS, 0);
+    let first = gossip.cut(Broken::Between(1), true, 0);
+    let second = gossip.cut(Broken::From(2), true, 0);
+    gossip.mend(first);
+    assert_eq!((gossip.cut_between(0, 2), gossip.cut_between(1, 2)), (None, Some(Kind::OneWay)));
+    gossip.mend(second);
+    assert!(!gossip.is_cut(1, 2));
 }

@@ -142,9 +142,9 @@ impl Cluster {
     }
 
     fn cut(&mut self, broken: Broken, noticed: bool) {
-        self.env.gossip.cut(broken, noticed, self.env.now);
+        let cut = self.env.gossip.cut(broken, noticed, self.env.now);
         let delay = self.env.rng.range(50 * MS, 2 * SECOND);
-        self.env.after(delay, Event::CutEnds);
+        self.env.after(delay, Event::CutEnds(cut));
     }
 
     fn set_clock(&mut self, index: Index, skew_ms: i64) {
