@@ -308,7 +308,10 @@ impl Env {
     }
 
     fn transmit(&mut self, from: Index, to: Index, packet: Packet) {
-        let of_layouts = matches!(packet, Packet::Membership(_) | Packet::Layout(_) | Packet::Epoch(_));
+        let of_layouts = matches!(
+            packet,
+            Packet::Membership(_) | Packet::Layout(_) | Packet::Epoch(_) | Packet::Forced(_)
+        );
         let asks = matches!(packet, Packet::Ask { .. });
         let unheard = match self.gossip.cut_between(from, to) {
             None if of_layouts && self.gossip.is_deaf(to, self.now) => Some(Kind::Deaf),
@@ -316,7 +319,8 @@ impl Env {
             cut => cut,
         };
         let writes = matches!(packet, Packet::Ask { ask: Ask::Write(_), .. });
-        let brings = matches!(packet, Packet::Membership(Message::Install(_)) | Packet::Layout(_));
+        let brings =
+            matches!(packet, Packet::Membership(Message::Install(_)) | Packet::Layout(_) | Packet::Forced(_));
         let lost = match () {
             () if writes => self.plan.lost + self.plan.lost_writes,
             () if brings => self.plan.lost + self.plan.lost_layouts,

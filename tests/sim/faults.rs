@@ -71,8 +71,8 @@ const AMBUSHES: &[Fault] = &[
 const WEIGHTS: [(Fault, u64); 21] = [
     (Fault::Crash, 6),
     (Fault::CrashAll, 1),
-    (Fault::Kill, 1),
-    (Fault::Wipe, 2),
+    (Fault::Kill, 3),
+    (Fault::Wipe, 6),
     (Fault::Cut, 4),
     (Fault::CutOneWay, 2),
     (Fault::CutToRing, 2),
@@ -83,7 +83,7 @@ const WEIGHTS: [(Fault, u64); 21] = [
     (Fault::Doubt, 1),
     (Fault::ClockJump, 1),
     (Fault::ClockLeap, 1),
-    (Fault::DiskFull, 1),
+    (Fault::DiskFull, 4),
     (Fault::DiskSlow, 2),
     (Fault::DiskFails, 4),
     (Fault::Join, 8),
@@ -258,8 +258,12 @@ impl Plan {
             7 => plan.of_rivals(rng),
             _ => {}
         }
-        if Rng::new(rng.clone().next() ^ 1).chance(70) {
+        if Rng::new(rng.clone().next() ^ 1).chance(140) {
             plan.of_survivors(&mut Rng::new(rng.clone().next() ^ 2));
+            return plan;
+        }
+        if Rng::new(rng.clone().next() ^ 3).chance(30) {
+            plan.of_blackouts(&mut Rng::new(rng.clone().next() ^ 4));
             return plan;
         }
         // By luck of its own, so that the rest of a seed goes as if nothing were collected.
@@ -339,7 +343,7 @@ impl Plan {
         self.churn_every = 700 * MS;
         self.ambush = 0;
         self.fault_every = 1_500 * MS;
-        self.weights = vec![(Fault::Deaf, 4), (Fault::Join, 1)];
+        self.weights = vec![(Fault::Deaf, 8), (Fault::Join, 2), (Fault::Wipe, rng.pick(&[0, 0, 1]))];
     }
 
     /// A theme: tables that are replaced whole, coordinated by newcomers whose clocks are slow and
@@ -366,19 +370,43 @@ impl Plan {
     /// A theme: a ring that loses its majority, and goes on without it.
     fn of_survivors(&mut self, rng: &mut Rng) {
         self.lasting = self.keys.len();
-        self.nodes = rng.range(2, 8) as usize;
-        self.replicas = Replicas::Count(rng.pick(&[1, 2, 3, 3, 3, 5]));
+        self.nodes = rng.range(3, 8) as usize;
+        self.replicas = Replicas::Count(rng.pick(&[1, 2, 3, 3, 3, 5, 7]));
         self.segments = rng.pick(&[1, 2, 4]);
         self.detect = rng.range(100 * MS, 300 * MS);
         self.suspicion = 0;
         self.delay = 1_000;
         self.lost = rng.pick(&[0, 20, 200]);
+        self.lost_layouts = rng.pick(&[0, 300, 600]);
         self.down = 500 * MS;
         self.ambush = rng.pick(&[0, 300]);
         self.ambushes = &[Fault::ForcedRemoval];
         self.churn_every = rng.pick(&[300 * MS, 500 * MS, 1_000 * MS]);
         self.fault_every = 700 * MS;
         self.weights = vec![(Fault::ForcedRemoval, 3), (Fault::Crash, 1), (Fault::Join, 1), (Fault::Deaf, 1)];
+    }
+
+    /// A theme: writes that are sent again at a new epoch before they were synced at the old one, and power that
+    /// fails then.
+    fn of_blackouts(&mut self, rng: &mut Rng) {
+        self.lasting = self.keys.len();
+        self.nodes = rng.range(2, 5) as usize;
+        self.replicas = Replicas::Count(rng.pick(&[1, 1, 2, 3]));
+        self.segments = rng.pick(&[1, 2]);
+        self.clients = rng.range(5, 9) as usize;
+        self.think = 10 * MS;
+        self.delay = 1_000;
+        self.lost = 0;
+        self.lost_layouts = 0;
+        self.suspicion = 0;
+        self.sync_delay = rng.pick(&[30 * MS, 100 * MS]);
+        self.deadlines = &[1_000 * MS, 5_000 * MS];
+        self.down = 100 * MS;
+        self.churn_every = 500 * MS;
+        self.fault_every = SECOND;
+        self.ambush = 700;
+        self.ambushes = &[Fault::CrashAll, Fault::Crash];
+        self.weights = vec![(Fault::Join, 1), (Fault::Crash, 1)];
     }
 
     /// A theme: several that take themselves for the claimant, whose proposals come late and who crash

@@ -31,7 +31,9 @@ impl Cluster {
         if std::mem::replace(&mut self.forcing, true) || most == 0 || survivors.is_empty() {
             return;
         }
-        let stay = self.env.rng.range(1, most as u64 + 1) as usize;
+        // Mostly several, so that operators meet, and somebody hears late.
+        let mut some = || self.env.rng.range(1, most as u64 + 1) as usize;
+        let stay = some().max(some());
         while survivors.len() > stay {
             let at = self.env.rng.below(survivors.len() as u64) as usize;
             survivors.swap_remove(at);
@@ -41,13 +43,13 @@ impl Cluster {
         if self.env.rng.chance(400) {
             for index in others {
                 self.crash(index);
-                let back = delay + self.env.rng.below(3 * SECOND);
+                let back = delay + self.env.rng.below(5 * SECOND);
                 self.env.after(back, Event::Restart(index));
             }
         } else {
             let side = survivors.iter().fold(0, |side, index| side | 1 << index);
             let cut = self.env.gossip.cut(Broken::Between(side), true, self.env.now);
-            let longest = self.env.rng.pick(&[200 * MS, 2 * SECOND]);
+            let longest = self.env.rng.pick(&[200 * MS, 2 * SECOND, 5 * SECOND]);
             let back = delay + self.env.rng.below(longest);
             self.env.after(back, Event::CutEnds(cut));
         }
