@@ -299,9 +299,19 @@ impl Process {
         } else {
             env.send(self.index, operation.from, Packet::Done { command: number, reply });
         }
-        if let Some(queue) = self.requests.turns.get_mut(&key) {
+        let layout = self.layout();
+        let owns = layout.slot(self.id, layout.segment(&env.plan.keys[key])).is_some();
+        while let Some(queue) = self.requests.turns.get_mut(&key) {
             match queue.pop_front() {
-                Some((from, command)) => self.begin(from, command, env),
+                Some((from, command)) if owns => return self.begin(from, command, env),
+                // Its clock need not be above what the owners have forgotten by now.
+                Some((from, command)) if from != self.index => {
+                    let reply = Reply::NotOwner(layout.epoch);
+                    env.send(self.index, from, Packet::Done { command: command.number, reply });
+                }
+                Some((_, command)) => {
+                    env.after(0, Event::Replied { command: command.number, reply: Reply::Refused });
+                }
                 None => drop(self.requests.turns.remove(&key)),
             }
         }
