@@ -156,6 +156,11 @@ impl Store {
     ) -> Result<Coordinated<()>, tonic::Status> {
         let _turn = self.in_turn(terms, self.0.turns.write(&key)).await?;
         let layout = self.layout()?;
+        // While it waited it may have ceased to own the key: its clock need not be above what the owners have
+        // forgotten by now.
+        if !layout.read_owners(segment).contains(&self.location().me()) {
+            return Err(crate::wire::status::unavailable("this node owns the key no more; nothing was done"));
+        }
         let hlc = self.replica()?.clock().tick(wall_ms()).ok_or_else(|| {
             crate::wire::status::unavailable("this node's clock has no stamps left; nothing was done")
         })?;
