@@ -290,8 +290,9 @@ impl Layout {
         sets
     }
 
-    /// Who should coordinate requests for a segment, the best first: owners in the read set, and
-    /// among them those that are in every live set.
+    /// Who may coordinate requests for a segment, the best first: owners in the read set, and
+    /// among them those that are in every live set. Nobody else, for the clock of one that has not gathered
+    /// yet may be below what the owners have forgotten.
     pub fn coordinators(&self, segment: Segment) -> Vec<NodeId> {
         let mut owners = self.read_owners(segment);
         if let Some(next) = &self.next {

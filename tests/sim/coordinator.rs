@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thrifty::core::layout::Layout;
 use thrifty::core::node::{Liveness, NodeId};
-use thrifty::core::quorum::{Consistency, everyone};
+use thrifty::core::quorum::Consistency;
 use thrifty::core::read::Read;
 use thrifty::core::record::{Record, Version};
 use thrifty::core::replica_request::{Answer, Ask};
@@ -88,7 +88,7 @@ impl Process {
         let mut to = first_up.unwrap_or(coordinators[0]);
         if !env.healed && env.rng.chance(env.plan.raced) {
             // Liveness differs from node to node, and so two owners coordinate one key at once.
-            to = env.rng.pick(&everyone(&layout.live_sets(segment)));
+            to = env.rng.pick(&coordinators);
             env.count(Kind::Raced);
         }
         if to == self.id {
@@ -102,7 +102,7 @@ impl Process {
     /// Another node forwarded a request.
     pub(crate) fn forwarded(&mut self, from: Index, command: Command, env: &mut Env) {
         let layout = self.layout();
-        if layout.slot(self.id, layout.segment(&env.plan.keys[command.key])).is_none() {
+        if !layout.read_owners(layout.segment(&env.plan.keys[command.key])).contains(&self.id) {
             let reply = Reply::NotOwner(layout.epoch);
             return env.send(self.index, from, Packet::Done { command: command.number, reply });
         }
@@ -300,7 +300,7 @@ impl Process {
             env.send(self.index, operation.from, Packet::Done { command: number, reply });
         }
         let layout = self.layout();
-        let owns = layout.slot(self.id, layout.segment(&env.plan.keys[key])).is_some();
+        let owns = layout.read_owners(layout.segment(&env.plan.keys[key])).contains(&self.id);
         while let Some(queue) = self.requests.turns.get_mut(&key) {
             match queue.pop_front() {
                 Some((from, command)) if owns => return self.begin(from, command, env),
