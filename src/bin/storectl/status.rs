@@ -14,7 +14,8 @@ use thrifty::wire::location::{NodeState, NodeStatus, StatusResponse};
 /// Prints how the ring is doing.
 pub(crate) async fn status(target: &Target, json: bool) -> Result<(), Failure> {
     let client = target.client().await?;
-    let status = client.status().await?;
+    let mut status = client.status().await?;
+    from_median(&mut status.nodes);
     let stuck = without_quorum(&status, &client.layout());
     if json {
         return common::print(as_json(&status, stuck));
@@ -114,6 +115,16 @@ fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }
 
+/// Counts how far clocks are off from the median of those that are known: which node answers, and whether
+/// its own clock is right, must not matter. Of two that differ nobody can say which is off.
+fn from_median(nodes: &mut [NodeStatus]) {
+    let mut known: Vec<i64> = nodes.iter().filter_map(|node| node.skew_ms).collect();
+    known.sort_unstable();
+    let Some(last) = known.len().checked_sub(1) else { return };
+    let median = known[last / 2].midpoint(known[last.div_ceil(2)]);
+    nodes.iter_mut().for_each(|node| node.skew_ms = node.skew_ms.map(|ms| ms.saturating_sub(median)));
+}
+
 /// How far a clock is off: what a network's delays can explain is nothing.
 fn skew(ms: i64) -> String {
     let seconds = ms as f64 / 1000.0;
@@ -157,4 +168,31 @@ fn as_json(status: &StatusResponse, stuck: usize) -> Value {
         "moving_least": status.moving_least,
         "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_are_off_from_the_median_whoever_answers() {
+        let counted = |told: &[Option<i64>]| {
+            let node = |skew_ms: &Option<i64>| NodeStatus { skew_ms: *skew_ms, ..NodeStatus::default() };
+            let mut nodes: Vec<NodeStatus> = told.iter().map(node).collect();
+            from_median(&mut nodes);
+            nodes.iter().map(|node| node.skew_ms).collect::<Vec<_>>()
+        };
+        let hour = 3_600_000;
+        let seen = [Some(hour - 5), Some(-10), None, Some(0)];
+        assert_eq!(counted(&[Some(hour), Some(-5), None, Some(5)]), seen);
+        assert_eq!(
+            counted(&[Some(0), Some(-5 - hour), None, Some(5 - hour)]),
+            seen,
+            "the one that is off answers"
+        );
+        assert_eq!(counted(&[Some(0), Some(-hour), None]), [Some(hour / 2), Some(-hour / 2), None]);
+        assert_eq!(counted(&[Some(0)]), [Some(0)]);
+        assert_eq!((counted(&[None]), counted(&[])), (vec![None], vec![]));
+        assert_eq!(counted(&[Some(i64::MIN), Some(i64::MAX), Some(i64::MAX)])[0], Some(i64::MIN));
+    }
 }
