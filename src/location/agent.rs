@@ -281,7 +281,10 @@ impl Agent {
             }
             Event::Packets(from, packets, suspected) => {
                 self.heard(from);
-                packets.iter().for_each(|packet| self.gossip.receive(packet));
+                let layout = self.membership.layout().clone();
+                let is_member = |id| layout.is_member(id);
+                packets.iter().for_each(|packet| self.gossip.receive(from, packet, is_member));
+                let suspected = suspected.filter(|_| is_member(from));
                 suspected.into_iter().for_each(|incarnation| self.gossip.refute(incarnation));
                 self.publish_members();
             }
@@ -355,11 +358,13 @@ impl Agent {
         {
             self.membership.pulled(*epoch, progress.steps.load(Ordering::Relaxed));
         }
-        let epoch = self.membership.layout().epoch;
-        self.membership.found(self.host.found(epoch));
+        let layout = self.membership.layout().clone();
+        self.membership.found(self.host.found(layout.epoch));
+        // Not as soon as a layout is installed: whom it leaves out is sent it first.
+        self.gossip.forget_strangers(|id| layout.is_member(id));
         if self.greeted.elapsed() >= GREET {
             self.greeted = Instant::now();
-            for member in &self.membership.layout().clone().members {
+            for member in &layout.members {
                 let known =
                     self.members.seen.get(&member.id).is_some_and(|seen| seen.liveness != Liveness::Down);
                 if member.id != self.state.id && !known {

@@ -4,12 +4,17 @@
 //! node's identity here is its id, its generation and its address, and nothing else: of two
 //! identities of one node the higher generation wins, so that a restarted node, or one that was
 //! wrongly declared down, is told from its former self.
+//!
+//! Anybody who reaches the port can send a packet, so nothing reaches `foca` of one whose source is not
+//! the member that called, nor of nodes outside the installed layout: what it keeps and probes stays as
+//! large as the ring. Whoever is a member by a layout that is not installed here yet is heard once it is:
+//! the calls that bring packets tell the epoch, and whoever is behind is sent the layout.
 
 use crate::core::node::{Address, Generation, Liveness, NodeId};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use foca::{
-    AccumulatingRuntime, Foca, Identity as FocaIdentity, Member, NoCustomBroadcast, OwnedNotification,
-    PeriodicParams, PostcardCodec, State, Timer,
+    AccumulatingRuntime, Codec, Foca, Header, Identity as FocaIdentity, Member, Message, NoCustomBroadcast,
+    OwnedNotification, PeriodicParams, PostcardCodec, State, Timer,
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -65,6 +70,10 @@ const GRACE: Duration = Duration::from_secs(4);
 
 /// Packets are parts of a message with its own bound; no UDP datagram has to hold them.
 const MAX_PACKET_BYTES: usize = 64 << 10;
+
+/// How many lives a node that is not down may have had unnoticed: it takes seconds to notice one's end,
+/// and few starts fit into that.
+const UNNOTICED_LIVES: Generation = 8;
 
 fn config() -> foca::Config {
     let every = |frequency, members| {
@@ -128,10 +137,73 @@ impl Gossip {
         Gossip { foca, runtime: AccumulatingRuntime::new() }
     }
 
-    /// A packet arrived. One that makes no sense changes nothing.
-    pub fn receive(&mut self, packet: &[u8]) {
-        if let Err(error) = self.foca.handle_data(packet, &mut self.runtime) {
+    /// A packet arrived in a call of `from`. What it says of nodes that are no members, or of lives that
+    /// can't be, is left out. One that makes no sense, or that is not of a member, changes nothing.
+    pub fn receive(&mut self, from: NodeId, packet: &[u8], is_member: impl Fn(NodeId) -> bool) {
+        let Some(packet) = self.sifted(from, packet, is_member) else {
+            return tracing::debug!(%from, "a gossip packet was not a member's, or made no sense");
+        };
+        if let Err(error) = self.foca.handle_data(&packet, &mut self.runtime) {
             tracing::debug!(%error, "a gossip packet was of no use");
+        }
+    }
+
+    /// What is left of a packet: its head, how many updates there are in two bytes, and these.
+    fn sifted(&self, from: NodeId, packet: &[u8], is_member: impl Fn(NodeId) -> bool) -> Option<Vec<u8>> {
+        let believed = |identity: &Identity| is_member(NodeId(identity.id)) && self.may_live(identity);
+        let mut rest = packet;
+        let header: Header<Identity> = PostcardCodec.decode_header(&mut rest).ok()?;
+        let third = match &header.message {
+            Message::PingReq { target, .. } | Message::IndirectAck { target, .. } => Some(target),
+            Message::IndirectPing { origin, .. } | Message::ForwardedAck { origin, .. } => Some(origin),
+            _ => None,
+        };
+        if header.src.id != from.0 || !believed(&header.src) || !third.is_none_or(believed) {
+            return None;
+        }
+        let mut sifted = packet[..packet.len() - rest.len()].to_vec();
+        if rest.len() < 2 {
+            sifted.extend_from_slice(rest);
+            return Some(sifted);
+        }
+        let (mut kept, mut updates) = (0u16, Vec::new());
+        for _ in 0..rest.get_u16() {
+            let before = rest;
+            let update: Member<Identity> = PostcardCodec.decode_member(&mut rest).ok()?;
+            if believed(update.id()) {
+                kept += 1;
+                updates.extend_from_slice(&before[..before.len() - rest.len()]);
+            }
+        }
+        sifted.extend_from_slice(&kept.to_be_bytes());
+        sifted.extend_from_slice(&updates);
+        sifted.extend_from_slice(rest);
+        Some(sifted)
+    }
+
+    /// Whether a node may be in this life. Who calls is as easily made up as what is said, so that what
+    /// counts is what probes show: the generation rises by one a life, and a node that had many which
+    /// nobody noticed was down meanwhile, while one that answers can't be far ahead of what is known.
+    fn may_live(&self, identity: &Identity) -> bool {
+        let me = self.foca.identity();
+        let known = match identity.id == me.id {
+            true => Some(me),
+            false => self.foca.iter_members().map(Member::id).find(|known| known.id == identity.id),
+        };
+        known.is_none_or(|known| identity.generation <= known.generation.saturating_add(UNNOTICED_LIVES))
+    }
+
+    /// Forgets whoever is no member any more.
+    pub fn forget_strangers(&mut self, is_member: impl Fn(NodeId) -> bool) {
+        let known = self.foca.iter_membership_state().map(Member::id);
+        let strangers: Vec<Identity> = known.filter(|id| !is_member(NodeId(id.id))).cloned().collect();
+        for stranger in strangers {
+            // Only who is down can be forgotten; nobody is told.
+            let down = std::iter::once(Member::down(stranger.clone()));
+            if let Err(error) = self.foca.apply_many(down, false, &mut self.runtime) {
+                tracing::debug!(%error, "a stranger could not be forgotten");
+            }
+            self.timer(Timer::RemoveDown(stranger));
         }
     }
 
@@ -272,6 +344,8 @@ impl Members {
 mod tests {
     use super::*;
 
+    const ANYBODY: fn(NodeId) -> bool = |_| true;
+
     fn identity(id: u16) -> Identity {
         Identity::new(NodeId(id.into()), 1, &format!("127.0.0.1:{id}").parse().unwrap())
     }
@@ -290,8 +364,8 @@ mod tests {
     fn a_suspicion_whose_telling_was_lost_and_whose_timer_is_gone_is_refuted_all_the_same() {
         let (mut one, mut two) = (Gossip::new(identity(1), 1), Gossip::new(identity(2), 2));
         one.greet(NodeId(2), &"127.0.0.1:2".parse().unwrap());
-        one.errands().packets.iter().for_each(|packet| two.receive(&packet.bytes));
-        two.errands().packets.iter().for_each(|packet| one.receive(&packet.bytes));
+        one.errands().packets.iter().for_each(|packet| two.receive(NodeId(1), &packet.bytes, ANYBODY));
+        two.errands().packets.iter().for_each(|packet| one.receive(NodeId(2), &packet.bytes, ANYBODY));
         // Nothing of this one arrives any more: it suspects the other, and tells it in vain.
         let mut errands = one.errands();
         while liveness(&one, 2) == Liveness::Up {
@@ -305,7 +379,7 @@ mod tests {
         let suspected = errands.packets[0].suspected.expect("the suspect is told with every packet");
         two.refute(suspected);
         two.greet(NodeId(1), &"127.0.0.1:1".parse().unwrap());
-        two.errands().packets.iter().for_each(|packet| one.receive(&packet.bytes));
+        two.errands().packets.iter().for_each(|packet| one.receive(NodeId(2), &packet.bytes, ANYBODY));
         assert_eq!(liveness(&one, 2), Liveness::Up);
         // Another packet, on its way since before that, changes nothing.
         two.refute(suspected);
@@ -316,17 +390,79 @@ mod tests {
     fn who_was_called_down_probes_the_others_again() {
         let (mut one, mut two) = (Gossip::new(identity(1), 1), Gossip::new(identity(2), 2));
         one.greet(NodeId(2), &"127.0.0.1:2".parse().unwrap());
-        one.errands().packets.iter().for_each(|packet| two.receive(&packet.bytes));
-        two.errands().packets.iter().for_each(|packet| one.receive(&packet.bytes));
+        one.errands().packets.iter().for_each(|packet| two.receive(NodeId(1), &packet.bytes, ANYBODY));
+        two.errands().packets.iter().for_each(|packet| one.receive(NodeId(2), &packet.bytes, ANYBODY));
         let mut errands = one.errands();
         while liveness(&one, 2) != Liveness::Down {
             errands = time_out(&mut one, errands);
         }
         // The first thing that it hears after a while is that.
         two.errands();
-        two.receive(&errands.packets.last().unwrap().bytes);
+        two.receive(NodeId(1), &errands.packets.last().unwrap().bytes, ANYBODY);
         let errands = two.errands();
         assert_eq!(errands.renewed, Some(2));
         assert!(errands.timers.iter().any(|(_, timer)| matches!(timer, Timer::ProbeRandomMember(_))));
+    }
+
+    /// What a node in one of its lives greets another with.
+    fn greeting(id: u128, generation: Generation, to: u128) -> Bytes {
+        let me = Identity::new(NodeId(id), generation, &"127.0.0.1:9".parse().unwrap());
+        let mut gossip = Gossip::new(me, 9);
+        gossip.greet(NodeId(to), &"127.0.0.1:8".parse().unwrap());
+        gossip.errands().packets.remove(0).bytes
+    }
+
+    #[test]
+    fn strangers_are_neither_kept_nor_answered() {
+        let mut one = Gossip::new(identity(1), 1);
+        let members = |id: NodeId| id.0 <= 3;
+        for stranger in 100..200 {
+            one.receive(NodeId(stranger), &greeting(stranger, 1, 1), members);
+            one.receive(NodeId(2), &greeting(stranger, 1, 1), members);
+        }
+        assert!(one.seen().is_empty() && one.errands().packets.is_empty());
+        one.receive(NodeId(2), &greeting(2, 1, 1), members);
+        assert_eq!((liveness(&one, 2), one.errands().packets.len()), (Liveness::Up, 1));
+    }
+
+    #[test]
+    fn what_a_member_says_of_strangers_is_left_out_and_the_rest_counts() {
+        let (mut one, mut two) = (Gossip::new(identity(1), 1), Gossip::new(identity(2), 2));
+        for id in [3, 100, 101] {
+            two.receive(NodeId(id), &greeting(id, 1, 2), ANYBODY);
+        }
+        two.errands();
+        // It answers a greeting with all that it knows.
+        one.greet(NodeId(2), &"127.0.0.1:2".parse().unwrap());
+        two.receive(NodeId(1), &one.errands().packets[0].bytes, ANYBODY);
+        let told = two.errands().packets.remove(0).bytes;
+        one.receive(NodeId(2), &told, |id| id.0 <= 3);
+        assert_eq!((one.seen().len(), liveness(&one, 3)), (2, Liveness::Up));
+        // What is of no use to one node is so only until it has the layout that the other has.
+        one.receive(NodeId(2), &told, ANYBODY);
+        assert_eq!(one.seen().len(), 4);
+        // And no longer than these are members.
+        one.forget_strangers(|id| id.0 <= 3);
+        assert_eq!((one.seen().len(), liveness(&one, 3)), (2, Liveness::Up));
+        one.forget_strangers(|id| id.0 == 1);
+        assert!(one.seen().is_empty());
+        let errands = one.errands();
+        assert!(time_out(&mut one, errands).packets.is_empty(), "nobody is left to be probed");
+    }
+
+    #[test]
+    fn a_life_far_ahead_is_believed_only_of_who_was_down() {
+        let mut one = Gossip::new(identity(1), 1);
+        let generation = |one: &Gossip| one.seen()[&NodeId(2)].generation;
+        for (told, believed) in [(70, 70), (72, 72), (1_000_000, 72), (u64::MAX, 72), (73, 73)] {
+            one.receive(NodeId(2), &greeting(2, told, 1), ANYBODY);
+            assert_eq!(generation(&one), believed);
+        }
+        let mut errands = one.errands();
+        while liveness(&one, 2) != Liveness::Down {
+            errands = time_out(&mut one, errands);
+        }
+        one.receive(NodeId(2), &greeting(2, 1_000_000, 1), ANYBODY);
+        assert_eq!((generation(&one), liveness(&one, 2)), (1_000_000, Liveness::Up));
     }
 }

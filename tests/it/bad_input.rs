@@ -1,14 +1,16 @@
 //! Requests that are wrong: each is refused with the right status and a clear line, changes
 //! nothing, and leaves the node serving.
 
-use crate::rig::{Node, Rig};
+use crate::rig::{Node, Rig, addresses};
 use bytes::{Buf, BufMut, Bytes};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
+use thrifty::core::node::{Generation, NodeId};
 use thrifty::core::record::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use thrifty::location::gossip::{Gossip, Identity};
 use thrifty::wire::channel;
 use thrifty::wire::convert::{self, id_bytes};
 use thrifty::wire::location::location_peer_client::LocationPeerClient;
@@ -186,6 +188,54 @@ fn peers_of_another_ring() {
         );
     });
     still_serves(&rig, &nodes[0]);
+}
+
+/// What a node, or one that says so, tells another's failure detector to be known to it.
+fn greeting(id: NodeId, generation: Generation, to: NodeId) -> Bytes {
+    let anywhere = "127.0.0.1:1".parse().unwrap();
+    let mut gossip = Gossip::new(Identity::new(id, generation, &anywhere), 1);
+    gossip.greet(to, &anywhere);
+    gossip.errands().packets.remove(0).bytes
+}
+
+#[test]
+fn strangers_do_not_keep_the_ring_from_noticing_who_is_dead() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(3);
+    let status = rig.settled(&nodes);
+    let id_at = |address: &String| {
+        let node = status.nodes.iter().find(|node| node.address == *address).unwrap();
+        convert::node_id(&node.id).unwrap()
+    };
+    let ids: Vec<NodeId> = addresses(&nodes).iter().map(id_at).collect();
+    let mut peer = LocationPeerClient::new(connect(&rig, &nodes[0]));
+    let mut call = |from: NodeId, packets| {
+        let (from, ring_id) = (id_bytes(from.0), status.ring_id.clone());
+        let request = GossipRequest {
+            from,
+            ring_id,
+            epoch: status.epoch,
+            generation: u64::MAX,
+            packets,
+            ..Default::default()
+        };
+        rig.wait(peer.gossip(request)).unwrap();
+    };
+    for _ in 0..20 {
+        let packets = (0..500).map(|_| greeting(NodeId(rand::random()), 1, ids[0])).collect();
+        call(NodeId(rand::random()), packets);
+    }
+    // Nor does a member that lives have a later life, whoever says so.
+    let later = greeting(ids[1], 1_000_000, ids[0]);
+    call(NodeId(rand::random()), vec![later.clone()]);
+    call(ids[1], vec![later]);
+    let mut dead = nodes.pop().unwrap();
+    dead.kill();
+    rig.sees_down(&nodes[0].address(), &dead.address());
+    rig.sees_down(&nodes[1].address(), &dead.address());
+    nodes.iter_mut().for_each(Node::still_runs);
+    nodes.push(dead.start_again());
+    rig.settled(&nodes);
 }
 
 /// Messages as the bytes that they are.
