@@ -162,6 +162,8 @@ struct Agent {
     pulling: Option<AbortHandle>,
     gathering: Option<(Epoch, AbortHandle)>,
     leaving_since: Option<Instant>,
+    /// A member that is to be removed as soon as it is down. Not for ever: see [`Agent::replace`].
+    replaces: Option<NodeId>,
     /// Since when a ring is known that succeeds this one but to which it doesn't give way, and whether a
     /// person was told.
     rival: Option<(Instant, bool)>,
@@ -201,6 +203,7 @@ impl Agent {
             pulling: None,
             gathering: None,
             leaving_since: None,
+            replaces: location.shared.config.replaces,
             rival: None,
             location,
         };
@@ -374,12 +377,7 @@ impl Agent {
             }
         }
         self.publish_members();
-        if let Some(id) = self.location.shared.config.replaces
-            && self.membership.layout().is_member(id)
-            && self.members.liveness(id) == Liveness::Down
-        {
-            self.membership.ask_removal(id);
-        }
+        self.replace();
         let timeout = self.location.shared.config.leave_timeout;
         if self.leaving_since.is_some_and(|since| since.elapsed() >= timeout) {
             news!(
@@ -389,6 +387,23 @@ impl Agent {
         }
         let outputs = self.decide(|m, now, view| m.tick(now, view));
         self.carry_out(outputs, None).await
+    }
+
+    /// Asks for the removal of the member whose place this node takes, unless that turns out to live: then
+    /// the wish was a mistake, or is one by now, and must not wait for the next time that it is down. Only
+    /// a call of its own shows that; what others say may be from before its end.
+    fn replace(&mut self) {
+        let Some(id) = self.replaces.filter(|id| self.membership.layout().is_member(*id)) else { return };
+        if self.members.last_heard(id).is_some() {
+            self.replaces = None;
+            return news!(
+                "{} lives, so that nothing replaces it: --replace counts no more",
+                self.name_of(id)
+            );
+        }
+        if self.members.liveness(id) == Liveness::Down {
+            self.membership.ask_removal(id);
+        }
     }
 
     fn heard(&mut self, from: NodeId) {

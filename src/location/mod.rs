@@ -78,7 +78,7 @@ pub struct LocationConfig {
     /// Make a new ring at once, alone.
     pub bootstrap: bool,
     /// A member that is gone for good, whose place this node takes: its removal is asked for once it is
-    /// down.
+    /// down, unless it is heard of before.
     pub replaces: Option<NodeId>,
     /// How patient the ring is with its members.
     pub patience: Patience,

@@ -186,3 +186,24 @@ fn a_damaged_directory_is_replaced_by_a_new_node() {
     load.finish(&rig).nothing_missing(&rig, &addresses(&nodes));
     rig.tool("storectl", &["--peer", &peer, "verify", "--wait", "30"]).silent();
 }
+
+#[test]
+fn a_member_that_lives_is_not_replaced_when_it_is_down_one_day() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(3);
+    let (id, peer) = (id_of(&rig, &nodes[2]), nodes[0].address());
+    let replace = format!("--replace={id}");
+    let mut new = rig.node("4", &rig.any_port(), &["--peer", &peer, &replace]);
+    new.says("--replace counts no more");
+    nodes.push(new);
+    rig.settled(&nodes);
+    let mut down = nodes.remove(2);
+    down.kill();
+    rig.sees_down(&nodes[2].address(), &down.address());
+    // A removal would come before this, or with it.
+    let mut another = rig.join("5", &peer);
+    another.says("joined ring");
+    nodes.extend([another, down.start_again()]);
+    rig.settled(&nodes);
+    assert_eq!(id_of(&rig, &nodes[4]), id);
+}

@@ -82,7 +82,7 @@ pub(crate) struct Options {
 
     /// Start as a new node in place of one that is gone for good, and have that one removed from the
     /// ring. With --replace=ID its directory is set aside if this is it; without an ID only a
-    /// directory that is damaged is
+    /// directory that is damaged is. A member that still lives is not removed, then or later
     #[arg(long, value_name = "ID", num_args = 0..=1, require_equals = true, conflicts_with = "memory")]
     pub(crate) replace: Option<Option<NodeId>>,
 
