@@ -17,6 +17,16 @@ pub enum Ask {
     Version,
 }
 
+impl Ask {
+    /// The record that it brings along.
+    pub fn record(&self) -> Option<&Record> {
+        match self {
+            Ask::Write(record) => Some(record),
+            Ask::Read | Ask::Version => None,
+        }
+    }
+}
+
 /// The answer to one question. None of them names a version that isn't durable where it was given.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Answer {

@@ -6,19 +6,31 @@
 //! keeps nothing needs no thread: its writes are done on the spot.
 
 use super::room::Room;
+use super::slow::Slow;
 use crate::core::clock::{Clock, Stamp};
 use crate::core::mutants::{Mutant, planted};
-use crate::core::replica_request::{Answer, Ask};
+use crate::core::replica_request::Answer;
 use crate::location::state::save_clock;
 use crate::replica::{Handled, Replica, Request};
 use crate::storage::StorageError;
 use crate::storage::engine::Engine;
 use crate::storage::vault::Vault;
+use crate::wire::budget::{Budget, Held};
+use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// Writes that may wait for the committer. Past that their senders wait, and so on up to the door.
+/// Writes, and answers that wait for them, that the committer may have before it. What comes on top is
+/// refused: nobody knows how long a disk that hangs will do so.
 const QUEUE: usize = 16_384;
+
+/// The same in bytes of keys and values.
+const QUEUE_BYTES: usize = 64 << 20;
+
+/// When who is refused is told so: there may be room again by then, and until then he does not send
+/// a megabyte again for nothing.
+const REFUSED_AFTER: Duration = Duration::from_millis(200);
 
 /// The most writes of one batch: enough that the fsync is shared by all that a node has in flight,
 /// small enough that the first of them does not wait long for the last.
@@ -30,7 +42,7 @@ const MAX_BATCH: usize = 1024;
 const MANY: usize = 8;
 
 /// About what an fsync takes on a fast disk.
-const GATHER: std::time::Duration = std::time::Duration::from_micros(200);
+const GATHER: Duration = Duration::from_micros(200);
 
 /// The same in bytes of values.
 const MAX_BATCH_BYTES: usize = 16 << 20;
@@ -54,9 +66,16 @@ pub enum Asked {
 
 enum Job {
     /// Do this, and answer when it is durable.
-    Write(Request, Done),
+    Write(Request, Asker),
     /// This answer names something that isn't durable yet: let it out when it is.
-    Hold(Answer, Done),
+    Hold(Answer, Asker),
+}
+
+/// Who waits for the committer.
+struct Asker {
+    done: Done,
+    /// Of the queue's bytes.
+    _held: Held,
 }
 
 /// Writes the clock's mark down. One at a time: of two that overtake each other the lower mark could
@@ -89,6 +108,8 @@ pub struct Committer {
     replica: Arc<Replica<AnyEngine>>,
     marker: Arc<Marker>,
     jobs: Option<mpsc::Sender<Job>>,
+    budget: Arc<Budget>,
+    slow: Arc<Slow>,
     failed: watch::Sender<Option<String>>,
 }
 
@@ -108,16 +129,18 @@ impl Committer {
         failed: watch::Sender<Option<String>>,
     ) -> Result<Self, StorageError> {
         let marker = Arc::new(Marker { replica: replica.clone(), vault, saving: Mutex::default() });
-        let mut committer = Committer { replica, marker, jobs: None, failed };
+        let (budget, slow) = (Budget::new(QUEUE_BYTES), Arc::new(Slow::default()));
+        let mut committer = Committer { replica, marker, jobs: None, budget, slow, failed };
         if committer.replica.engine().needs_sync() {
             let (jobs, inbox) = mpsc::channel(QUEUE);
             let (release, released) = mpsc::unbounded_channel();
             tokio::spawn(let_out(released));
             let (marker, failed) = (committer.marker.clone(), committer.failed.clone());
+            let slow = committer.slow.clone();
             // A bug is planted in a thread, which is not the committer's.
             let unsynced = planted(Mutant::AnsweredUnsynced);
             let commit = move || {
-                if let Err(error) = commit_all(&marker, &room, inbox, &release, unsynced) {
+                if let Err(error) = commit_all(&marker, &room, &slow, inbox, &release, unsynced) {
                     failed.send_replace(Some(error.to_string()));
                 }
             };
@@ -137,17 +160,24 @@ impl Committer {
     }
 
     /// Puts a question to the replica; `done` is made only if the answer has to wait.
-    pub async fn ask(&self, request: Request, done: impl FnOnce() -> Done) -> Asked {
-        if self.jobs.is_some() && matches!(request.ask, Ask::Write(_)) {
+    pub fn ask(&self, request: Request, done: impl FnOnce() -> Done) -> Asked {
+        if self.jobs.is_some() && request.ask.record().is_some() {
             if request.epoch > self.replica.layout().epoch {
                 return Asked::Behind(request);
             }
-            return self.commit(Job::Write(request, done())).await;
+            let bytes = request.key.len() + value_bytes(&request);
+            return self.commit(bytes, done(), |asker| Job::Write(request, asker));
         }
         let handled = self.replica.handle(std::slice::from_ref(&request));
         match handled.map(|mut all| all.pop()) {
             Ok(Some(Handled::Now(answer))) => Asked::Now(answer),
-            Ok(Some(Handled::AfterSync(answer))) => self.commit(Job::Hold(answer, done())).await,
+            Ok(Some(Handled::AfterSync(answer))) => {
+                let bytes = match &answer {
+                    Answer::Record(Some(record)) => record.value.as_ref().map_or(0, Bytes::len),
+                    _ => 0,
+                };
+                self.commit(bytes, done(), |asker| Job::Hold(answer, asker))
+            }
             Ok(Some(Handled::Behind)) => Asked::Behind(request),
             Ok(None) => Asked::Now(Answer::Silence),
             Err(error) => {
@@ -157,12 +187,23 @@ impl Committer {
         }
     }
 
-    async fn commit(&self, job: Job) -> Asked {
-        if let Some(jobs) = &self.jobs {
-            // A committer that is gone drops the job, which means silence.
-            let _gone = jobs.send(job).await;
+    /// Queues a job of so many bytes. Where there is no room for it nothing is done, and its asker hears
+    /// silence after [`REFUSED_AFTER`].
+    fn commit(&self, bytes: usize, done: Done, job: impl FnOnce(Asker) -> Job) -> Asked {
+        let Some(jobs) = &self.jobs else { return Asked::Now(Answer::Silence) };
+        match (self.budget.hold(size_of::<Job>() + bytes), jobs.try_reserve()) {
+            (Ok(_held), Ok(place)) => place.send(job(Asker { done, _held })),
+            _ => drop(tokio::spawn(async move {
+                tokio::time::sleep(REFUSED_AFTER).await;
+                done(Answer::Silence);
+            })),
         }
         Asked::Later
+    }
+
+    /// What is known of how the disk gets on.
+    pub(super) fn slow(&self) -> &Slow {
+        &self.slow
     }
 
     /// The engine failed: nothing that this node says can be relied on any more.
@@ -197,12 +238,13 @@ impl Committer {
 fn commit_all(
     marker: &Marker,
     room: &Room,
+    slow: &Slow,
     mut inbox: mpsc::Receiver<Job>,
     release: &mpsc::UnboundedSender<Batch>,
     unsynced: bool,
 ) -> Result<(), StorageError> {
     let replica = &*marker.replica;
-    let (mut requests, mut writers, mut held) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut requests, mut askers, mut held) = (Vec::new(), Vec::new(), Vec::new());
     let mut last_batch = 0;
     while let Some(first) = inbox.blocking_recv() {
         if last_batch >= MANY {
@@ -212,18 +254,19 @@ fn commit_all(
         let mut next = Some(first);
         while let Some(job) = next.take() {
             match job {
-                Job::Write(request, done) => {
+                Job::Write(request, asker) => {
                     bytes += value_bytes(&request);
                     requests.push(request);
-                    writers.push(done);
+                    askers.push(asker);
                 }
-                Job::Hold(answer, done) => held.push((answer, done)),
+                Job::Hold(answer, asker) => held.push((answer, asker)),
             }
             if requests.len() + held.len() < MAX_BATCH && bytes < MAX_BATCH_BYTES {
                 next = inbox.try_recv().ok();
             }
         }
         last_batch = requests.len();
+        slow.begins();
         room.look(replica);
         let handled = replica.handle(&requests)?;
         requests.clear();
@@ -231,36 +274,34 @@ fn commit_all(
             replica.sync()?;
         }
         marker.raise(Clock::mark_due)?;
+        slow.ends();
         let answered = handled.into_iter().map(|handled| match handled {
             Handled::Now(answer) | Handled::AfterSync(answer) => answer,
             // Its epoch was checked before it was queued and layouts only move forward; should it
             // happen all the same, the asker asks again.
             Handled::Behind => Answer::Silence,
         });
-        let _node_gone = release.send(answered.zip(writers.drain(..)).chain(held.drain(..)).collect());
+        let _node_gone = release.send(answered.zip(askers.drain(..)).chain(held.drain(..)).collect());
     }
     Ok(())
 }
 
 /// Answers that have become durable together.
-type Batch = Vec<(Answer, Done)>;
+type Batch = Vec<(Answer, Asker)>;
 
 /// Hands answers out on the runtime's own threads: the committer wakes it once a batch, not once an
 /// answer, and what is answered together travels together.
 async fn let_out(mut released: mpsc::UnboundedReceiver<Batch>) {
     while let Some(batch) = released.recv().await {
-        for (answer, done) in batch {
-            done(answer);
+        for (answer, asker) in batch {
+            (asker.done)(answer);
         }
     }
 }
 
 /// Bytes of the value that a question brings along.
 pub(super) fn value_bytes(request: &Request) -> usize {
-    match &request.ask {
-        Ask::Write(record) => record.value.as_ref().map_or(0, bytes::Bytes::len),
-        Ask::Read | Ask::Version => 0,
-    }
+    request.ask.record().and_then(|record| record.value.as_ref()).map_or(0, Bytes::len)
 }
 
 #[cfg(test)]
@@ -268,11 +309,14 @@ mod tests {
     use super::*;
     use crate::core::layout::tests::ring_of;
     use crate::core::node::NodeId;
+    use crate::core::record::{Record, Version};
+    use crate::core::replica_request::Ask;
     use crate::location::state::NodeState;
     use crate::storage::memory::MemoryEngine;
+    use crate::storage::simulated::SimulatedEngine;
     use crate::storage::vault::MemoryVault;
-    use std::time::Duration;
-
+    use crate::store::room::FreeSpace;
+    use tokio::sync::oneshot;
     /// A vault whose first save takes as long as the second, if there is a second meanwhile.
     struct Overtaken {
         vault: Arc<MemoryVault>,
@@ -306,6 +350,53 @@ mod tests {
         fn remove(&self, name: &str) -> Result<(), StorageError> {
             self.vault.remove(name)
         }
+    }
+
+    /// A committer whose disk is asked for its room before each batch, which may hang or panic.
+    fn committer(
+        bytes: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> (Committer, watch::Receiver<Option<String>>) {
+        let engine: AnyEngine = Arc::new(SimulatedEngine::new());
+        let layout = Arc::new(ring_of(1, 1, 8));
+        let replica = Arc::new(Replica::new(NodeId(1), engine, layout, Clock::resume(0)).unwrap());
+        let free_space = FreeSpace { folder: "data/1".into(), bytes: Box::new(move || Ok(bytes())) };
+        let (failed, told) = watch::channel(None);
+        let room = Arc::new(Room::new(Some(free_space)));
+        (Committer::start(replica, Arc::new(MemoryVault::new()), room, failed).unwrap(), told)
+    }
+
+    /// Has a value of so many bytes written.
+    fn write(committer: &Committer, hlc: u64, bytes: usize) -> oneshot::Receiver<Answer> {
+        let (done, answer) = oneshot::channel();
+        let ask = Ask::Write(Record::value(Version { hlc, node: 1 }, vec![0; bytes]));
+        let request = Request { epoch: committer.replica().layout().epoch, key: "k".into(), ask };
+        let asked = committer.ask(request, || Box::new(move |answer| _ = done.send(answer)));
+        assert!(matches!(asked, Asked::Later));
+        answer
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_disk_that_hangs_is_bounded_in_bytes_and_the_rest_refused() {
+        let (go_on, hangs) = std::sync::mpsc::channel::<()>();
+        let hangs = Mutex::new(hangs);
+        let (committer, _) = committer(move || {
+            let _until_dropped = hangs.lock().unwrap().recv();
+            u64::MAX
+        });
+        let most = QUEUE_BYTES >> 20;
+        let mut answers: Vec<_> = (1..=2 * most as u64).map(|hlc| write(&committer, hlc, 1 << 20)).collect();
+        for refused in answers.split_off(most) {
+            assert_eq!(refused.await, Ok(Answer::Silence));
+        }
+        assert!(committer.budget.hold(1 << 20).is_err());
+        drop(go_on);
+        // Not even the last of so many fits, since what is counted is more than values.
+        assert_eq!(answers.pop().unwrap().await, Ok(Answer::Silence));
+        for (hlc, answer) in (1..).zip(answers) {
+            assert_eq!(answer.await, Ok(Answer::Accepted(Version { hlc, node: 1 })));
+        }
+        let later = write(&committer, 1000, 1 << 20).await;
+        assert_eq!(later, Ok(Answer::Accepted(Version { hlc: 1000, node: 1 })), "there is room again");
     }
 
     #[test]

@@ -300,7 +300,7 @@ impl Store {
                 coming = Some(answer);
                 Box::new(move |answer| _ = done.send(answer))
             };
-            return match committer.ask(request, done).await {
+            return match committer.ask(request, done) {
                 Asked::Now(answer) => Ok(answer),
                 Asked::Later => coming.map_or(Ok(Answer::Silence), |answer| Err(Coming::Own(answer))),
                 // The layout that this request goes by was installed here first.

@@ -10,6 +10,7 @@
 //! - `callers`: who has a link to this node, and for how long
 //! - `admission`: how many requests are taken in, and worked on at once
 //! - [`room`]: writes that are refused before the disk is full
+//! - `slow`: a disk that hangs is told of
 //! - [`turns`]: requests for one key in turn
 //! - `coordinator`: drives one request
 //! - [`routing`]: from a client's request to the node that should coordinate it
@@ -30,6 +31,7 @@ pub mod repair;
 pub mod room;
 pub mod routing;
 pub mod service;
+mod slow;
 pub mod turns;
 
 use crate::core::clock::Clock;
@@ -227,7 +229,19 @@ impl Store {
 
     /// Looks after the clock's mark, the free space and the links, for as long as the node runs.
     pub async fn housekeeping(self) {
-        tokio::join!(repair::run(self.clone()), collect::run(self.clone()), self.look_after());
+        let (repair, collect) = (repair::run(self.clone()), collect::run(self.clone()));
+        tokio::join!(repair, collect, self.look_after(), self.watch_disk());
+    }
+
+    /// Beside [`Store::look_after`], which may have to wait for the disk itself.
+    async fn watch_disk(&self) {
+        let mut every = tokio::time::interval(HOUSEKEEPING);
+        loop {
+            every.tick().await;
+            if let Some(committer) = self.0.committer.get() {
+                committer.slow().look(&self.0.room);
+            }
+        }
     }
 
     async fn look_after(&self) {

@@ -108,7 +108,7 @@ mod tests {
             let ask = Ask::Write(Record::value(version, "v"));
             let (done, answer) = oneshot::channel();
             let request = Request { epoch: layout.epoch, key: "k".into(), ask };
-            committer.ask(request, || Box::new(|answer| done.send(answer).unwrap())).await;
+            committer.ask(request, || Box::new(|answer| done.send(answer).unwrap()));
             answer.await.unwrap()
         };
         assert_eq!(write(1).await, Answer::NoSpace);

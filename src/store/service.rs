@@ -277,7 +277,7 @@ impl Store {
                 ReplicaRequest { epoch: read.epoch, key: read.key, ask }
             }
         };
-        match self.committer()?.ask(request, || send_back_later(answers, number)).await {
+        match self.committer()?.ask(request, || send_back_later(answers, number)) {
             Asked::Now(answer) => send_back(answers, number, answer),
             Asked::Later => {}
             Asked::Behind(request) => match self.0.ahead.clone().try_acquire_many_owned(weight(&request)) {
@@ -304,7 +304,7 @@ impl Store {
         number: u64,
     ) {
         let asked = match (self.reach(from, request.epoch).await, self.committer()) {
-            (Ok(()), Ok(committer)) => committer.ask(request, || send_back_later(answers, number)).await,
+            (Ok(()), Ok(committer)) => committer.ask(request, || send_back_later(answers, number)),
             _ => Asked::Now(Answer::Silence),
         };
         match asked {

@@ -197,7 +197,7 @@ pub(crate) fn committer(mount: &Mount, seed: u64) -> Result<Run, Failure> {
                         }
                         let _gone = heard.send(());
                     });
-                    let asked = committer.ask(Request { epoch: 1, key, ask }, || done).await;
+                    let asked = committer.ask(Request { epoch: 1, key, ask }, || done);
                     debug_assert!(matches!(asked, Asked::Later));
                     // Sometimes several are on their way at the same time.
                     if rng.random() && hear.await.is_err() {
