@@ -61,6 +61,9 @@ pub enum NodeError {
     /// Its storage failed: it stopped so as not to say anything that it can't keep.
     #[error("the storage failed, and the node stopped so as not to acknowledge what it can't keep: {0}")]
     Storage(String),
+    /// What looks after the store broke off, by a mistake in this program.
+    #[error("what looks after the store broke off, and the node stopped: {0}")]
+    Housekeeping(String),
     /// Serving failed.
     #[error("serving failed: {0}")]
     Serve(#[from] tonic::transport::Error),
@@ -162,7 +165,6 @@ async fn serve(
     if let (Ok(v1), Ok(alpha)) = (described().build_v1(), described().build_v1alpha()) {
         routes = routes.add_service(v1).add_service(alpha);
     }
-    let mut broken: std::pin::Pin<Box<dyn Future<Output = String> + Send>> = Box::pin(std::future::pending());
     #[cfg(feature = "store")]
     if let Some(store) = &store {
         let former = store.clone();
@@ -173,8 +175,6 @@ async fn serve(
         routes = routes
             .add_service(crate::store::service::store_service(store.clone()))
             .add_service(crate::store::service::peer_service(store.clone()));
-        let watched = store.clone();
-        broken = Box::pin(async move { watched.failed().await });
     }
     let mut health = Health::new(reporter, for_clients(&store)).await;
     let routes = with_http(routes.prepare(), &store);
@@ -201,6 +201,12 @@ async fn serve(
     let mut server = tokio::spawn(serve);
     #[cfg(feature = "store")]
     let housekeeping = store.as_ref().map(|store| tokio::spawn(store.clone().housekeeping()));
+    #[cfg(feature = "store")]
+    let stop_housekeeping = housekeeping.as_ref().map(tokio::task::JoinHandle::abort_handle);
+    #[cfg(feature = "store")]
+    let mut broken = std::pin::pin!(broken(&store, housekeeping));
+    #[cfg(not(feature = "store"))]
+    let mut broken = std::future::pending();
 
     let mut going = false;
     let ended = loop {
@@ -215,7 +221,7 @@ async fn serve(
                 Ok(Err(error)) => break Err(error.into()),
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),
             },
-            why = &mut broken => break Err(NodeError::Storage(why)),
+            error = &mut broken => break Err(error),
             // A closed channel sends nothing any more: the branch is then off.
             Some(command) = commands.recv() => {
                 going = true;
@@ -232,7 +238,7 @@ async fn serve(
     #[cfg(feature = "store")]
     if let (Some(store), Ok(_)) = (&store, &ended) {
         drain(store).await;
-        if let Some(housekeeping) = housekeeping {
+        if let Some(housekeeping) = stop_housekeeping {
             housekeeping.abort();
         }
         let store = store.clone();
@@ -273,11 +279,55 @@ fn with_http(routes: Routes, store: &MaybeStore) -> Routes {
     routes
 }
 
+/// Waits until the store, if there is one, can't go on, and says why.
+#[cfg(feature = "store")]
+async fn broken(store: &MaybeStore, housekeeping: Option<tokio::task::JoinHandle<()>>) -> NodeError {
+    let (Some(store), Some(housekeeping)) = (store, housekeeping) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        why = store.failed() => NodeError::Storage(why),
+        ended = housekeeping => {
+            NodeError::Housekeeping(ended.map_or_else(|panic| panic.to_string(), |()| "it ended".to_owned()))
+        }
+    }
+}
+
 /// Waits until no client request is being worked on any more, or for long enough.
 #[cfg(feature = "store")]
 async fn drain(store: &Store) {
     let end = tokio::time::Instant::now() + DRAIN;
     while store.in_flight() > 0 && tokio::time::Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[cfg(all(test, feature = "store"))]
+mod tests {
+    use super::*;
+    use crate::core::layout::Kind;
+    use crate::storage::simulated::SimulatedEngine;
+    use crate::storage::vault::MemoryVault;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[tokio::test]
+    async fn a_node_whose_housekeeping_panics_ends_and_says_so() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let state = NodeState::open(Arc::new(MemoryVault::new())).unwrap();
+        // Asked first as the node becomes a member, then by the housekeeping.
+        let asked = AtomicBool::new(false);
+        let bytes = move || match asked.swap(true, Ordering::Relaxed) {
+            false => Ok(u64::MAX),
+            true => panic!("a mistake"),
+        };
+        let free_space = Some(FreeSpace { folder: "data/1".into(), bytes: Box::new(bytes) });
+        let role = Role::Store { engine: Arc::new(SimulatedEngine::new()), free_space };
+        let config = LocationConfig { kind: Kind::Store, bootstrap: true, ..LocationConfig::default() };
+        let node = Node { address, state, durable: false, config, role };
+        let (_commands, inbox) = mpsc::channel(1);
+        let ended = tokio::time::timeout(Duration::from_secs(20), run(listener, node, inbox)).await;
+        let error = ended.expect("it ends").unwrap_err();
+        assert!(matches!(&error, NodeError::Housekeeping(why) if why.contains("a mistake")), "{error}");
     }
 }

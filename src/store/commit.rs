@@ -17,6 +17,7 @@ use crate::storage::engine::Engine;
 use crate::storage::vault::Vault;
 use crate::wire::budget::{Budget, Held};
 use bytes::Bytes;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -140,9 +141,13 @@ impl Committer {
             // A bug is planted in a thread, which is not the committer's.
             let unsynced = planted(Mutant::AnsweredUnsynced);
             let commit = move || {
-                if let Err(error) = commit_all(&marker, &room, &slow, inbox, &release, unsynced) {
-                    failed.send_replace(Some(error.to_string()));
-                }
+                let all = || commit_all(&marker, &room, &slow, inbox, &release, unsynced);
+                let why = match catch_unwind(AssertUnwindSafe(all)) {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => error.to_string(),
+                    Err(panic) => format!("the committer's thread panicked: {}", said(&*panic)),
+                };
+                failed.send_replace(Some(why));
             };
             let thread = std::thread::Builder::new().name("committer".into()).spawn(commit);
             thread.map_err(|source| StorageError::Io {
@@ -304,6 +309,12 @@ pub(super) fn value_bytes(request: &Request) -> usize {
     request.ask.record().and_then(|record| record.value.as_ref()).map_or(0, Bytes::len)
 }
 
+/// What somebody who panicked said.
+pub(crate) fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -397,6 +408,14 @@ mod tests {
         }
         let later = write(&committer, 1000, 1 << 20).await;
         assert_eq!(later, Ok(Answer::Accepted(Version { hlc: 1000, node: 1 })), "there is room again");
+    }
+
+    #[tokio::test]
+    async fn a_committer_that_panics_fails_as_a_disk_does() {
+        let (committer, mut told) = committer(|| panic!("a mistake"));
+        let _never_answered = write(&committer, 1, 1);
+        let why = told.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        assert_eq!(why, "the committer's thread panicked: a mistake");
     }
 
     #[test]

@@ -37,7 +37,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     }
     match cause.downcast_ref::<NodeError>() {
         Some(NodeError::Location(error)) => Some(of_location(error)),
-        Some(NodeError::Storage(_) | NodeError::Serve(_)) => Some(UNAVAILABLE),
+        Some(NodeError::Storage(_) | NodeError::Housekeeping(_) | NodeError::Serve(_)) => Some(UNAVAILABLE),
         None => cause.downcast_ref().map(of_location).or_else(|| cause.downcast_ref().map(of_storage)),
     }
 }
