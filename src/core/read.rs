@@ -332,7 +332,7 @@ impl Read {
             if send {
                 let version = self.version_at(id).unwrap_or_default();
                 self.set(id, Knowledge::Behind { version, sent: target });
-                out.push(Action::Ask(id, self.layout.epoch, Ask::Write(record.clone())));
+                out.push(Action::Ask(id, self.layout.epoch, Ask::WriteBack(record.clone())));
             }
         }
     }

@@ -11,6 +11,9 @@ use crate::core::token::Epoch;
 pub enum Ask {
     /// Keep this record if it is newer than or equal to what is there.
     Write(Record),
+    /// The same, for a read that met this record elsewhere and has to see it at a quorum. It is some
+    /// owner's already, so that it is taken also where there is no room for new ones.
+    WriteBack(Record),
     /// What is there?
     Read,
     /// Which version is there?
@@ -21,7 +24,7 @@ impl Ask {
     /// The record that it brings along.
     pub fn record(&self) -> Option<&Record> {
         match self {
-            Ask::Write(record) => Some(record),
+            Ask::Write(record) | Ask::WriteBack(record) => Some(record),
             Ask::Read | Ask::Version => None,
         }
     }
@@ -40,7 +43,7 @@ pub enum Answer {
     Version(Version),
     /// The replica's epoch is this one, which is newer than the request's; nothing was done.
     Stale(Epoch),
-    /// No room on its disk; nothing was done.
+    /// No room on its disk for new records; nothing was done.
     NoSpace,
     /// The request did not reach it, or no answer came: anything may have happened.
     Silence,

@@ -176,7 +176,15 @@ fn store_seeds() -> Vec<Seed> {
     let questions = sp::LinkRequest {
         hello: Some(sp::LinkHello { from: id_bytes(1), to: id_bytes(2), ring_id: id_bytes(3) }),
         questions: vec![
-            ask(1, question::Ask::Write(sp::WriteQuestion { epoch: 5, key: key(), record: of_wire() })),
+            ask(
+                1,
+                question::Ask::Write(sp::WriteQuestion {
+                    epoch: 5,
+                    key: key(),
+                    record: of_wire(),
+                    write_back: true,
+                }),
+            ),
             ask(2, question::Ask::Read(sp::ReadQuestion { epoch: 5, key: key(), version_only: true })),
             ask(3, question::Ask::Forward(forward)),
         ],

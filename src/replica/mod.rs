@@ -153,8 +153,8 @@ impl<E: Engine> Replica<E> {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// While it is set, writes and pulled pages are refused for want of room; reads go on. Answers
-    /// what was set before.
+    /// While it is set, writes and pulled pages are refused for want of room; reads go on, with what they
+    /// write back. Answers what was set before.
     pub fn set_full(&self, full: bool) -> bool {
         self.full.swap(full, Ordering::Relaxed)
     }
@@ -208,7 +208,7 @@ impl<E: Engine> Replica<E> {
         let mut entries = Vec::new();
         let mut writers = Vec::new();
         for request in requests {
-            let writes = matches!(request.ask, Ask::Write(_));
+            let writes = request.ask.record().is_some();
             let unfenced = planted(if writes { Mutant::UnfencedWrites } else { Mutant::UnfencedReads });
             if request.epoch > layout.epoch && !unfenced && !planted(Mutant::NewerEpochsServed) {
                 handled.push(Handled::Behind);
@@ -226,7 +226,7 @@ impl<E: Engine> Replica<E> {
             };
             match &request.ask {
                 Ask::Write(_) if self.is_full() => handled.push(Handled::Now(Answer::NoSpace)),
-                Ask::Write(record) => {
+                Ask::Write(record) | Ask::WriteBack(record) => {
                     let entry = Entry { slot, token, key: request.key.clone(), record: record.clone() };
                     // One that no engine stores stays unanswered: no honest coordinator sends it.
                     if entry.check().is_ok() {
@@ -339,8 +339,9 @@ impl<E: Engine> Replica<E> {
         Ok(self.engine.stats(slot).parts)
     }
 
-    /// Takes pulled records in. They are durable after the next [`Replica::sync`].
-    pub fn absorb(&self, epoch: Epoch, slot: Slot, page: Page) -> Result<(), Refusal> {
+    /// Takes pulled records in. They are durable after the next [`Replica::sync`]. Tells how many values
+    /// among them were newer than what was here.
+    pub fn absorb(&self, epoch: Epoch, slot: Slot, page: Page) -> Result<u64, Refusal> {
         let layout = self.guard();
         let late = epoch != layout.epoch && !planted(Mutant::LatePagesMerged);
         if late || layout.slot(self.me, slot.segment) != Some(slot) {
@@ -357,8 +358,12 @@ impl<E: Engine> Replica<E> {
         if planted(Mutant::ExpiryDropped) {
             entries.iter_mut().for_each(|entry| entry.record.expires_at_ms = None);
         }
-        self.merge(&entries)?;
-        Ok(())
+        let merged = self.merge(&entries)?;
+        let values = entries
+            .iter()
+            .zip(merged)
+            .filter(|(entry, merged)| entry.record.value.is_some() && *merged == Merged::Newer);
+        Ok(values.count() as u64)
     }
 
     /// For each of these versions, whether it is what this node holds at this epoch, durably, and is

@@ -86,7 +86,7 @@ fn written(hlc: u64) -> Record {
 }
 
 /// A pulled page with this one record.
-fn absorb(replica: &Replica<Gated>, key: &'static str, record: Record) -> Result<(), Refusal> {
+fn absorb(replica: &Replica<Gated>, key: &'static str, record: Record) -> Result<u64, Refusal> {
     let layout = replica.layout();
     let slot = layout.slot(NodeId(1), layout.segment(key.as_bytes())).unwrap();
     let page = Page { records: vec![(key.into(), record)], last: true, clock: 0 };
@@ -136,7 +136,11 @@ fn a_full_disk_takes_no_pulled_page_until_there_is_room() {
     replica.set_full(true);
     assert!(matches!(absorb(&replica, "k", written(5)), Err(Refusal::Full)));
     assert_eq!(ask(&replica, "k", Ask::Write(written(5))), Handled::Now(Answer::NoSpace));
+    let back = ask(&replica, "read", Ask::WriteBack(written(5)));
+    assert_eq!(back, Handled::AfterSync(Answer::Accepted(written(5).version)), "a read goes on");
     assert_eq!(ask(&replica, "k", Ask::Read), Handled::Now(Answer::Record(None)));
     assert!(replica.set_full(false));
-    absorb(&replica, "k", written(5)).unwrap();
+    let newer = [5, 5, 4].map(|hlc| absorb(&replica, "k", written(hlc)).unwrap());
+    assert_eq!(newer, [1, 0, 0]);
+    assert_eq!(absorb(&replica, "k", Record::tombstone(written(6).version)).unwrap(), 0, "it is no value");
 }

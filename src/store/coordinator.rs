@@ -308,17 +308,19 @@ impl Store {
             };
         }
         // What is dead would only have its values pile up here. It catches up when it is back.
-        if matches!(ask, Ask::Write(_)) && self.location().liveness(node) == Liveness::Down {
+        if ask.record().is_some() && self.location().liveness(node) == Liveness::Down {
             return Ok(Answer::Silence);
         }
         let (Some(address), Ok(layout)) = (self.location().address_of(node), self.layout()) else {
             return Ok(Answer::Silence);
         };
+        let write_back = matches!(ask, Ask::WriteBack(_));
         let ask = match ask {
-            Ask::Write(record) => question::Ask::Write(WriteQuestion {
+            Ask::Write(record) | Ask::WriteBack(record) => question::Ask::Write(WriteQuestion {
                 epoch,
                 key: key.clone(),
                 record: Some(convert::record_to(record)),
+                write_back,
             }),
             Ask::Read => question::Ask::Read(ReadQuestion { epoch, key: key.clone(), version_only: false }),
             Ask::Version => question::Ask::Read(ReadQuestion { epoch, key: key.clone(), version_only: true }),

@@ -215,6 +215,7 @@ impl Clients {
 /// What came from a source.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Pulled {
+    /// That were newer than what was here.
     pub(super) keys: u64,
     /// Of the messages.
     pub(super) bytes: u64,
@@ -243,12 +244,10 @@ pub(super) async fn pull(
     let mut pulled = Pulled::default();
     while let Some(page) = tokio::time::timeout(PAGE_TIMEOUT, pages.message()).await.map_err(late)?? {
         let segment = convert::segment(page.segment)?;
-        let values = page.records.iter().filter(|r| r.record.as_ref().is_some_and(|r| r.value.is_some()));
-        let (last, keys, bytes) = (page.done, values.count() as u64, page.encoded_len() as u64);
-        absorb(store, layout, segment, page).await?;
+        let (last, bytes) = (page.done, page.encoded_len() as u64);
+        pulled.keys += absorb(store, layout, segment, page).await?;
         // Only now, so that refusing is not taken for progress.
         progress.step();
-        pulled.keys += keys;
         pulled.bytes += bytes;
         if last {
             done.insert(segment);
@@ -257,12 +256,13 @@ pub(super) async fn pull(
     Ok(pulled)
 }
 
+/// How many keys of a page were newer than what was here.
 async fn absorb(
     store: &Store,
     layout: &Layout,
     segment: Segment,
     page: PullSegmentResponse,
-) -> Result<(), Status> {
+) -> Result<u64, Status> {
     let now = wall_ms();
     let record = |keyed: KeyedRecord| {
         convert::key(&keyed.key)?;

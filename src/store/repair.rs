@@ -53,7 +53,7 @@ pub struct Tally {
     pub to_compare: u64,
     /// Those that found something else.
     pub differing: u64,
-    /// Keys with a value that were pulled; what was deleted elsewhere comes on top.
+    /// Keys with a value that was newer than what was here; what was deleted elsewhere comes on top.
     pub keys: u64,
     /// Bytes that were listed and pulled.
     pub bytes: u64,

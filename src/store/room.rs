@@ -1,7 +1,9 @@
 //! How much room is left on the disk, and writes that are refused in time.
 //!
 //! An engine whose write fails for want of room is of no use until the next start. So writes and
-//! pulled pages are refused well before: while less than [`RESERVE_BYTES`] is free. The space is
+//! pulled pages are refused well before: while less than [`RESERVE_BYTES`] is free. What a read writes
+//! back is taken all the same, for without it the read could not end: a value for each read of a key
+//! whose owners differ. The space is
 //! looked at before the first request, before each batch and each page (asking takes about as long
 //! as a system call, and each of them is followed by a sync), and each second, so that who waits
 //! for room finds out. They are accepted again when a tenth more is free, so that a disk at the
@@ -14,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 /// Writes are refused when less is free on the disk. What remains is for what was accepted already:
 /// up to 160 MiB of memtables that are yet to be flushed (their journals are there by then), a batch
-/// and some pages that were let in at the last look, layouts and votes; and for compactions, which
+/// and some pages that were let in at the last look, what reads write back, layouts and votes; and for compactions, which
 /// write their new tables before they delete the old ones, some 300 MiB where four flushed memtables
 /// are merged into the level below.
 pub const RESERVE_BYTES: u64 = 512 << 20;

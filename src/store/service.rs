@@ -269,7 +269,8 @@ impl Store {
                 convert::key(&write.key)?;
                 let record = write.record.ok_or(Malformed::Missing("a record"))?;
                 let record = convert::record(record, wall_ms())?;
-                ReplicaRequest { epoch: write.epoch, key: write.key, ask: Ask::Write(record) }
+                let ask = if write.write_back { Ask::WriteBack(record) } else { Ask::Write(record) };
+                ReplicaRequest { epoch: write.epoch, key: write.key, ask }
             }
             question::Ask::Read(read) => {
                 convert::key(&read.key)?;
@@ -361,7 +362,8 @@ mod tests {
         let (sender, _answers) = Answers::channel();
         let record =
             pb::Record { version: Some(pb::Version { hlc: u64::MAX, node: 2 }), ..Default::default() };
-        let ask = pb::WriteQuestion { epoch: layout.epoch, key: "k".into(), record: Some(record.clone()) };
+        let (epoch, written) = (layout.epoch, Some(record.clone()));
+        let ask = pb::WriteQuestion { epoch, key: "k".into(), record: written, write_back: false };
         let question = pb::Question { number: 1, ask: Some(question::Ask::Write(ask)) };
         let refused = store.answer(NodeId(2), question, &sender).await.unwrap_err();
         assert!(refused.message().contains("ahead of this node's clock"), "{refused}");

@@ -352,6 +352,7 @@ fn samples(layout: &thrifty::core::layout::Layout, rng: &mut StdRng) -> Vec<Byte
                 epoch: 1,
                 key: "k".into(),
                 record: Some(sp::Record::default()),
+                write_back: false,
             })),
         },
         sp::Question {

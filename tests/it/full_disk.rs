@@ -92,6 +92,35 @@ fn a_node_on_a_full_disk_refuses_writes_and_goes_on_reading() {
 }
 
 #[test]
+fn reads_go_on_where_one_owner_has_something_newer_than_those_without_room() {
+    let rig = Rig::new();
+    let disks: Option<Vec<_>> =
+        ["disk-1", "disk-2"].map(|name| SmallDisk::mount(&rig.data(name))).into_iter().collect();
+    let Some(disks) = disks else { return };
+    let mut nodes = vec![rig.node("disk-1/1", &rig.any_port(), &["--bootstrap"])];
+    let peer = nodes[0].address();
+    nodes.extend(["disk-2/2", "3"].map(|name| rig.node(name, &rig.any_port(), &["--peer", &peer])));
+    rig.settled(&nodes);
+    let keys: Vec<String> = (0..12).map(|at| format!("key {at}")).collect();
+    let put = |key, value| rig.tool("storeput", &["--peer", &peer, "--strict", key, value]);
+    keys.iter().for_each(|key| _ = put(key, "old").silent());
+    for (disk, node) in disks.iter().zip(&mut nodes) {
+        disk.fill_up_to(500);
+        node.says("writes are refused until there is room");
+    }
+    keys.iter().for_each(|key| put(key, "new").fails(5, &["disks are full"]));
+    // Those without room take nothing in, and what the third finds with them is older than its own.
+    let repaired = rig.tool("storectl", &["--peer", &peer, "repair", "--json"]);
+    let told: serde_json::Value = serde_json::from_slice(&repaired.stdout).unwrap();
+    assert!(told["differing"].as_u64() > Some(0) && told["keys"] == 0, "{told}");
+    // Whether a read meets the third node depends on the key.
+    let get = |key: &String| rig.tool("storeget", &["--peer", &peer, "--strict", key]).silent();
+    let found: Vec<String> = keys.iter().map(get).collect();
+    assert!(found.iter().any(|value| value == "new"), "{found:?}");
+    assert!(found.iter().all(|value| value == "new" || value == "old"), "{found:?}");
+}
+
+#[test]
 fn a_node_that_finds_no_room_for_its_directory_says_so() {
     let rig = Rig::new();
     let Some(disk) = SmallDisk::mount(&rig.data("disk")) else { return };

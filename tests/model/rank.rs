@@ -49,7 +49,8 @@ pub(crate) enum Put {
 impl Put {
     pub(crate) fn of(ask: &Ask) -> Self {
         match ask {
-            Ask::Write(record) => Put::Write(rank(record.version)),
+            // What sets them apart is for a replica without room; here all have some.
+            Ask::Write(record) | Ask::WriteBack(record) => Put::Write(rank(record.version)),
             Ask::Read => Put::Read,
             Ask::Version => Put::Version,
         }

@@ -186,7 +186,7 @@ impl Process {
                 Action::Fetch(from, epoch) => self.fetch(index_of(from), epoch, env),
                 Action::Ask(to, epoch, ask) => {
                     let Some(op) = self.requests.operations.get(&operation) else { return };
-                    if matches!((&op.machine, &ask), (Machine::Read(_), Ask::Write(_))) {
+                    if matches!((&op.machine, &ask), (Machine::Read(_), Ask::WriteBack(_))) {
                         env.count(Kind::WriteBack);
                     }
                     let key: Bytes = env.plan.keys[op.command.key].clone();

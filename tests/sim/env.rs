@@ -318,7 +318,7 @@ impl Env {
             None if asks && self.gossip.is_numb(to, self.now) => Some(Kind::Numb),
             cut => cut,
         };
-        let writes = matches!(packet, Packet::Ask { ask: Ask::Write(_), .. });
+        let writes = matches!(&packet, Packet::Ask { ask, .. } if ask.record().is_some());
         let brings =
             matches!(packet, Packet::Membership(Message::Install(_)) | Packet::Layout(_) | Packet::Forced(_));
         let lost = match () {

@@ -131,7 +131,7 @@ impl Process {
                     format!("{} takes from {from} {:?}: {:?}", self.index, task.pull.slot, page.records)
                 });
                 match self.replica.absorb(gathering.epoch, task.pull.slot, page) {
-                    Ok(()) => {}
+                    Ok(_newer) => {}
                     Err(Refusal::Full) => return,
                     Err(why) => return env.checker.fail(format!("a page was not taken: {why}")),
                 }

@@ -17,7 +17,7 @@ use thrifty::core::layout::{Layout, Member, Phase};
 use thrifty::core::membership::{Membership, Message, Output};
 use thrifty::core::mutants::{Mutant, planted};
 use thrifty::core::node::{Liveness, NodeId, RingId};
-use thrifty::core::replica_request::{Answer, Ask};
+use thrifty::core::replica_request::Answer;
 use thrifty::core::token::{Epoch, Segment};
 use thrifty::replica::{Handled, Refusal, Replica, Request};
 
@@ -384,7 +384,7 @@ impl Process {
     pub(crate) fn serve(&mut self, from: Index, ask_id: u64, request: Request, env: &mut Env) {
         let handled = self.replica.handle(std::slice::from_ref(&request)).expect("no engine fails here");
         self.keep_mark();
-        if matches!(request.ask, Ask::Write(_)) {
+        if request.ask.record().is_some() {
             self.sync_soon(env);
         }
         match handled.into_iter().next() {

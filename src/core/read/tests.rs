@@ -68,7 +68,7 @@ fn a_newer_version_elsewhere_is_fetched_and_written_back_before_it_is_returned()
     let fetch = answer(&mut read, other, Answer::Version(version(8)));
     assert_eq!(fetch, [Action::Ask(other, ring.epoch, Ask::Read)]);
     let back = answer(&mut read, other, Answer::Record(Some(record(8))));
-    assert!(back.contains(&Action::Ask(me, ring.epoch, Ask::Write(record(8)))), "{back:?}");
+    assert!(back.contains(&Action::Ask(me, ring.epoch, Ask::WriteBack(record(8)))), "{back:?}");
     assert_eq!(done(&read), None);
     answer(&mut read, me, Answer::Accepted(version(8)));
     assert_eq!(done(&read), Some(Some(8)));
@@ -84,7 +84,7 @@ fn a_newer_copy_never_counts_as_a_write_back_of_the_older() {
     answer(&mut read, other, Answer::Superseded(version(9)));
     assert_eq!(done(&read), None, "one holds 8, one 9: neither is known to a quorum");
     let back = answer(&mut read, other, Answer::Record(Some(record(9))));
-    assert!(back.contains(&Action::Ask(me, ring.epoch, Ask::Write(record(9)))), "{back:?}");
+    assert!(back.contains(&Action::Ask(me, ring.epoch, Ask::WriteBack(record(9)))), "{back:?}");
     answer(&mut read, me, Answer::Accepted(version(9)));
     assert_eq!(done(&read), Some(Some(9)));
 }
@@ -97,7 +97,7 @@ fn in_a_transition_a_quorum_of_both_sets_must_hold_it() {
     answer(&mut read, NodeId(1), Answer::Record(Some(record(5))));
     assert_eq!(done(&read), None);
     let back = answer(&mut read, NodeId(2), Answer::Version(Version::ABSENT));
-    assert_eq!(back, [Action::Ask(NodeId(2), dual.epoch, Ask::Write(record(5)))]);
+    assert_eq!(back, [Action::Ask(NodeId(2), dual.epoch, Ask::WriteBack(record(5)))]);
     answer(&mut read, NodeId(2), Answer::Accepted(version(5)));
     assert_eq!(done(&read), Some(Some(5)));
 }
