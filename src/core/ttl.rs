@@ -1,5 +1,6 @@
 //! How long a value is to be kept.
 
+use crate::core::clock::{Stamp, wall_ms};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -38,6 +39,21 @@ impl Ttl {
     }
 }
 
+/// How far ahead of a node's wall clock the time may be from which a ttl counts, in milliseconds: more
+/// than clocks differ that somebody looks after.
+pub const MAX_LEAD_MS: u64 = 5 * 60_000;
+
+/// The time from which a ttl counts, of what gets this stamp from a node whose wall clock shows
+/// `now_ms`; both in milliseconds since 1970.
+///
+/// It is the stamp's time, which is not behind what others wrote: were this node's clock, then the value
+/// would be gone for them too early. But not more than [`MAX_LEAD_MS`] ahead: since stamps never go
+/// back, one clock that jumped ahead, be it for a moment, takes those of all nodes along until their
+/// wall clocks are there, which may be years, and so much longer would all be kept that is to expire.
+pub fn counts_from_ms(stamp: Stamp, now_ms: u64) -> u64 {
+    wall_ms(stamp).min(now_ms.saturating_add(MAX_LEAD_MS))
+}
+
 impl TryFrom<Duration> for Ttl {
     type Error = BadTtl;
 
@@ -74,6 +90,7 @@ impl fmt::Display for Ttl {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::clock::at_ms;
 
     #[test]
     fn a_ttl_is_a_number_and_a_unit() {
@@ -126,5 +143,16 @@ mod tests {
     fn it_counts_from_when_it_is_written() {
         assert_eq!(Ttl::from_ms(30).map(|ttl| ttl.expires_at_ms(100)), Ok(130));
         assert_eq!(Ttl::from_ms(30).map(|ttl| ttl.expires_at_ms(u64::MAX)), Ok(u64::MAX));
+    }
+
+    #[test]
+    fn it_counts_from_the_stamp_as_far_as_that_is_not_far_ahead() {
+        let now = 1_800_000_000_000;
+        let from = |stamp_ms| counts_from_ms(at_ms(stamp_ms), now);
+        assert_eq!(from(now), now);
+        assert_eq!(from(now + MAX_LEAD_MS), now + MAX_LEAD_MS);
+        assert_eq!(from(now + MAX_LEAD_MS + 1), now + MAX_LEAD_MS);
+        assert_eq!(counts_from_ms(Stamp::MAX, now), now + MAX_LEAD_MS);
+        assert_eq!(counts_from_ms(at_ms(now), u64::MAX), now);
     }
 }

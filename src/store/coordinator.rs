@@ -11,7 +11,7 @@ use crate::core::read::Read;
 use crate::core::record::{Record, Version};
 use crate::core::replica_request::{Answer, Ask};
 use crate::core::token::{Epoch, Segment};
-use crate::core::ttl::Ttl;
+use crate::core::ttl::{Ttl, counts_from_ms};
 use crate::core::write::{Action, Outcome, Terms, Write};
 use crate::location::wall_ms;
 use crate::replica::Request;
@@ -161,16 +161,15 @@ impl Store {
         if !layout.read_owners(segment).contains(&self.location().me()) {
             return Err(crate::wire::status::unavailable("this node owns the key no more; nothing was done"));
         }
-        let hlc = self.replica()?.clock().tick(wall_ms()).ok_or_else(|| {
+        let now = wall_ms();
+        let hlc = self.replica()?.clock().tick(now).ok_or_else(|| {
             crate::wire::status::unavailable("this node's clock has no stamps left; nothing was done")
         })?;
         self.cover_clock().await?;
         let version = Version { hlc, node: self.location().me().low() };
         let Content { value, content_type, ttl } = content;
-        // Once, as the version: whatever is sent again later expires when the first copy does. And by
-        // the version's time, which is not behind what others wrote: were this node's clock, then the
-        // value would be gone for them too early.
-        let expires_at_ms = ttl.map(|ttl| ttl.expires_at_ms(version.wall_ms()));
+        // Once, as the version: whatever is sent again later expires when the first copy does.
+        let expires_at_ms = ttl.map(|ttl| ttl.expires_at_ms(counts_from_ms(hlc, now)));
         let record = Record { version, expires_at_ms, value, content_type };
         let mut out = Vec::with_capacity(4);
         let liveness = |id| self.location().liveness(id);

@@ -410,18 +410,26 @@ mod tests {
     use crate::core::clock;
     use crate::core::layout::tests::ring_of;
     use crate::core::record::Version;
+    use crate::core::ttl::MAX_LEAD_MS;
     use crate::store::tests::member_of;
 
     #[tokio::test]
-    async fn a_ttl_counts_from_the_latest_that_a_node_has_seen() {
+    async fn a_ttl_counts_from_the_latest_that_a_node_has_seen_but_not_from_far_ahead() {
         let store = member_of(ring_of(1, 1, 4)).await;
-        let (ahead, ttl) = (wall_ms() + 3_600_000, 60_000);
-        store.replica().unwrap().clock().observe(clock::at_ms(ahead));
-        let put = PutRequest { key: "k".into(), ttl_ms: Some(ttl), ..PutRequest::default() };
-        store.put(put, Duration::from_secs(5)).await.unwrap();
-        let get = GetRequest { key: "k".into(), ..GetRequest::default() };
-        let found = store.get(get, Duration::from_secs(5)).await.unwrap();
-        assert!(found.expires_at_ms >= Some(ahead + ttl), "{found:?}");
+        let (begun, ttl) = (wall_ms(), 60_000);
+        let put_ahead = async |ahead_ms| {
+            store.replica().unwrap().clock().observe(clock::at_ms(begun + ahead_ms));
+            let put = PutRequest { key: "k".into(), ttl_ms: Some(ttl), ..PutRequest::default() };
+            store.put(put, Duration::from_secs(5)).await.unwrap();
+            let get = GetRequest { key: "k".into(), ..GetRequest::default() };
+            let found = store.get(get, Duration::from_secs(5)).await.unwrap();
+            found.expires_at_ms.unwrap()
+        };
+        assert!(put_ahead(MAX_LEAD_MS / 2).await >= begun + MAX_LEAD_MS / 2 + ttl);
+        // Of a clock that is an hour ahead, or years.
+        let expires_at_ms = put_ahead(3_600_000).await;
+        assert!(expires_at_ms >= begun + MAX_LEAD_MS + ttl);
+        assert!(expires_at_ms <= wall_ms() + MAX_LEAD_MS + ttl);
     }
 
     #[tokio::test]
