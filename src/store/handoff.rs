@@ -14,7 +14,7 @@
 mod pages;
 
 pub(super) use pages::{
-    MAX_COMPARED, MAX_PULLERS, Responses, compare, digests, refused, serve, snapshot, tell_digests,
+    MAX_COMPARED, MAX_PULLERS, Responses, compare, digests, serve, snapshot, tell_digests,
 };
 
 use super::Store;

@@ -367,9 +367,14 @@ mod tests {
     /// The store of the node 1, without a disk, in the ring of this layout. Its other members answer
     /// nothing.
     pub(super) async fn member_of(layout: Layout) -> Store {
+        member_with(layout, Arc::new(MemoryEngine::new())).await
+    }
+
+    /// The same, with this engine.
+    pub(super) async fn member_with(layout: Layout, engine: AnyEngine) -> Store {
         let mut state = NodeState::open(Arc::new(MemoryVault::new())).unwrap();
         (state.id, state.layout) = (NodeId(1), Some(Arc::new(layout)));
-        let store = Store::new(&state, Arc::new(MemoryEngine::new()), None);
+        let store = Store::new(&state, engine, None);
         let config = LocationConfig { kind: Kind::Store, ..LocationConfig::default() };
         let address = "127.0.0.1:1".parse().unwrap();
         let (location, agent) = agent::start(address, config, state, false, Arc::new(store.clone()));

@@ -244,7 +244,7 @@ impl Round<'_> {
             .map(|(segment, theirs)| {
                 let (segment, theirs) = (convert::segment(segment)?, convert::parts(&theirs)?);
                 let own = store.replica()?.parts(epoch, segment);
-                Ok((segment, own.map_err(|refusal| handoff::refused(&refusal))?.differing(&theirs)))
+                Ok((segment, own.map_err(|refusal| store.refused(&refusal))?.differing(&theirs)))
             })
             .collect()
     }

@@ -7,7 +7,6 @@ use crate::replica::{Page, Refusal};
 use crate::store::Store;
 use crate::wire::budget::Held;
 use crate::wire::convert::{self, id_bytes};
-use crate::wire::status;
 use crate::wire::store::{
     CompareDigestsRequest, CompareDigestsResponse, DigestsResponse, KeyedRecord, PullSegmentRequest,
     PullSegmentResponse, SegmentDigest,
@@ -19,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status};
+use tonic::Status;
 
 /// A page of a segment, as it is sent: large enough to be worth a message, small enough that a slow
 /// receiver holds little.
@@ -40,26 +39,18 @@ pub(in crate::store) const MAX_COMPARED: usize = 1024;
 const TOLD_BYTES: usize = size_of::<SegmentDigest>() + 64;
 
 impl Store {
-    /// The same, where a failing engine ends the node.
+    /// What the asker is told. An engine that fails ends the node.
     pub(in crate::store) fn refused(&self, refusal: &Refusal) -> Status {
         match refusal {
+            Refusal::Stale(_) | Refusal::Behind(_) | Refusal::NotHeld(_) | Refusal::NotCollecting(_) => {
+                Status::failed_precondition(refusal.to_string())
+            }
             Refusal::Storage(error) => self.broken(error),
             Refusal::Full => {
                 let folder = self.0.room.folder().map(|folder| format!(": {}", folder.display()));
                 Status::resource_exhausted(format!("{refusal}{}", folder.unwrap_or_default()))
             }
-            refusal => refused(refusal),
         }
-    }
-}
-
-pub(in crate::store) fn refused(refusal: &Refusal) -> Status {
-    match refusal {
-        Refusal::Stale(_) | Refusal::Behind(_) | Refusal::NotHeld(_) | Refusal::NotCollecting(_) => {
-            Status::failed_precondition(refusal.to_string())
-        }
-        Refusal::Full => Status::resource_exhausted(refusal.to_string()),
-        Refusal::Storage(_) => status::unknown(Code::Aborted, refusal.to_string()),
     }
 }
 
@@ -104,7 +95,8 @@ pub(in crate::store) fn compare(
     let mut response = CompareDigestsResponse::default();
     for (segment, asked) in segments.into_iter().zip(&request.segments) {
         let theirs = convert::digest(&asked.digest)?;
-        let own = store.replica()?.parts(request.epoch, segment).map_err(|refusal| refused(&refusal))?;
+        let own =
+            store.replica()?.parts(request.epoch, segment).map_err(|refusal| store.refused(&refusal))?;
         if own.total() != theirs {
             response.differing.push(asked.segment);
             if request.in_parts {
@@ -124,7 +116,7 @@ pub(in crate::store) fn digests(
 ) -> Result<Vec<SegmentDigest>, Status> {
     let replica = store.replica()?;
     let digest = |segment: &Segment| {
-        let digest = replica.digest(epoch, *segment).map_err(|refusal| refused(&refusal))?;
+        let digest = replica.digest(epoch, *segment).map_err(|refusal| store.refused(&refusal))?;
         Ok(SegmentDigest {
             segment: segment.0.into(),
             digest: id_bytes(digest.0),
@@ -193,7 +185,7 @@ type Pages = mpsc::Sender<Result<PullSegmentResponse, Status>>;
 /// `false`: the puller is gone, or takes too long.
 async fn serve_segment(store: &Store, epoch: Epoch, asked: Asked, pages: &Pages) -> Result<bool, Status> {
     let segment = asked.segment;
-    let own = store.replica()?.digest(epoch, segment).map_err(|refusal| refused(&refusal))?;
+    let own = store.replica()?.digest(epoch, segment).map_err(|refusal| store.refused(&refusal))?;
     let same = own == asked.digest;
     let mut after: Option<Bytes> = None;
     loop {
@@ -233,7 +225,7 @@ pub(in crate::store) async fn snapshot(
     store
         .blocking(move |store| {
             let page = store.replica()?.snapshot(epoch, segment, after.as_deref(), PAGE_BYTES);
-            page.map_err(|refusal| refused(&refusal))
+            page.map_err(|refusal| store.refused(&refusal))
         })
         .await
 }
@@ -241,14 +233,79 @@ pub(in crate::store) async fn snapshot(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::clock::Stamp;
     use crate::core::layout::tests::ring_of;
     use crate::core::node::NodeId;
     use crate::core::record::{MAX_CONTENT_TYPE_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Version};
-    use crate::store::tests::member_of;
+    use crate::core::token::Slot;
+    use crate::storage::StorageError;
+    use crate::storage::engine::{Dead, Engine, Entry, Merged, SlotStats};
+    use crate::store::tests::{member_of, member_with};
     use crate::wire::MAX_MESSAGE_BYTES;
     use crate::wire::budget::Budget;
     use futures_util::StreamExt;
     use prost::Message;
+    use std::sync::Arc;
+    use tonic::Code;
+
+    /// An engine whose records can't be read, as a scan alone finds out.
+    struct Unreadable;
+
+    impl Engine for Unreadable {
+        fn get(&self, _: Slot, _: &[u8]) -> Result<Option<Record>, StorageError> {
+            Ok(None)
+        }
+
+        fn version(&self, _: Slot, _: &[u8]) -> Result<Option<Version>, StorageError> {
+            Ok(None)
+        }
+
+        fn merge(&self, entries: &[Entry]) -> Result<Vec<Merged>, StorageError> {
+            Ok(vec![Merged::Newer; entries.len()])
+        }
+
+        fn sync(&self) -> Result<(), StorageError> {
+            Ok(())
+        }
+
+        fn scan(&self, _: Slot, _: Option<&[u8]>, _: usize) -> Result<Vec<(Bytes, Record)>, StorageError> {
+            Err(StorageError::corrupt("a block"))
+        }
+
+        fn drop_slot(&self, _: Slot) -> Result<(), StorageError> {
+            Ok(())
+        }
+
+        fn forget(&self, _: &[Dead]) -> Result<(), StorageError> {
+            Ok(())
+        }
+
+        fn slots(&self) -> Vec<(Slot, SlotStats)> {
+            Vec::new()
+        }
+
+        fn stats(&self, _: Slot) -> SlotStats {
+            SlotStats::default()
+        }
+
+        fn newest_at_open(&self) -> Stamp {
+            0
+        }
+
+        fn needs_sync(&self) -> bool {
+            false
+        }
+    }
+
+    #[tokio::test]
+    async fn what_only_a_snapshot_finds_unreadable_ends_the_node() {
+        let store = member_with(ring_of(1, 3, 4), Arc::new(Unreadable)).await;
+        let epoch = store.layout().unwrap().epoch;
+        let status = snapshot(&store, epoch, Segment(0), None).await.unwrap_err();
+        assert_eq!(status.code(), Code::Aborted, "{status}");
+        let why = tokio::time::timeout(Duration::from_secs(20), store.failed()).await;
+        assert!(why.expect("it is told at once").contains("a block"));
+    }
 
     #[test]
     fn pullers_that_take_nothing_hold_no_thread_and_are_bounded() {
