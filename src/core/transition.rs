@@ -38,6 +38,10 @@ const BACK_OFF_MOST: Duration = Duration::from_secs(60);
 /// time ends requests that are under way.
 const COLLECTIONS: u32 = 60;
 
+/// The first time comes after such a part of it, as far as a node knows: one that is started again and
+/// again would else never get there, nor have its ring get there while it is the claimant.
+pub const FIRST_COLLECTION: u32 = 10;
+
 /// Members that one node may ask to have removed at a time.
 pub const MAX_REMOVALS: usize = 64;
 
@@ -52,7 +56,7 @@ pub struct Patience {
     /// A member that is down for so long is removed.
     pub remove_after: Duration,
     /// What was deleted or has expired is looked for no more often than this, and forgotten, unless
-    /// there is more than fits one list.
+    /// there is more than fits one list; for the first time a tenth of it after a node started.
     pub collect_every: Duration,
 }
 
@@ -154,8 +158,8 @@ pub struct Desk {
     back_off: BTreeMap<NodeId, BackOff>,
     wished_since: Option<Moment>,
     phase_since: Moment,
-    /// When this node met the last collecting layout, or began.
-    collected: Moment,
+    /// When this node met the last collecting layout, if it has met one.
+    collected: Option<Moment>,
 }
 
 impl Desk {
@@ -169,7 +173,7 @@ impl Desk {
             back_off: BTreeMap::new(),
             wished_since: None,
             phase_since: Moment::ZERO,
-            collected: Moment::ZERO,
+            collected: None,
         }
     }
 
@@ -201,7 +205,7 @@ impl Desk {
         self.reports.retain(|id, _| layout.is_member(*id));
         self.down_since.retain(|id, _| layout.is_member(*id));
         if layout.collected > before.collected {
-            self.collected = now;
+            self.collected = Some(now);
         }
         if before.phase == Phase::ReadNew && layout.phase == Phase::Stable {
             self.back_off.clear();
@@ -301,9 +305,14 @@ impl Desk {
     fn collects(&self, layout: &Layout, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness) -> bool {
         let report = |id| self.report(id, now).filter(|report| report.installed == layout.epoch);
         let found = |what| layout.ids().any(|id| report(id).is_some_and(|report| report.found == what));
-        let elapsed = now.saturating_sub(self.collected);
-        let due = elapsed >= self.patience.collect_every && found(Found::All)
-            || elapsed >= self.patience.collect_every / COLLECTIONS && found(Found::Full);
+        let every = self.patience.collect_every;
+        let (since, wait) = match self.collected {
+            Some(collected) => (collected, every),
+            None => (Moment::ZERO, every / FIRST_COLLECTION),
+        };
+        let elapsed = now.saturating_sub(since);
+        let due =
+            elapsed >= wait && found(Found::All) || elapsed >= every / COLLECTIONS && found(Found::Full);
         due && layout.ids().all(|id| liveness(id) == Liveness::Up && report(id).is_some())
     }
 

@@ -11,6 +11,7 @@ use crate::core::layout::{Layout, Phase};
 use crate::core::node::{Liveness, NodeId};
 use crate::core::record::Record;
 use crate::core::token::{Epoch, Segment};
+use crate::core::transition::FIRST_COLLECTION;
 use crate::news;
 use crate::wire::convert::{self, id_bytes};
 use crate::wire::store::{ConfirmGarbageRequest, ForgetGarbageRequest, Garbage};
@@ -35,7 +36,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) async fn run(store: Store) {
     let mut tick = tokio::time::interval(LOOK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut collector, mut looked): (Option<Collector>, _) = (None, Instant::now());
+    let every = store.location().collect_every();
+    let (mut collector, mut next): (Option<Collector>, _) = (None, Instant::now() + every / FIRST_COLLECTION);
     loop {
         tick.tick().await;
         let Some(layout) = store.location().layout() else { continue };
@@ -43,13 +45,12 @@ pub(super) async fn run(store: Store) {
             carry_on(&store, waiting).await;
         } else {
             let up = |id| store.location().liveness(id) == Liveness::Up;
-            let due = looked.elapsed() >= store.location().collect_every();
-            if !due || layout.phase != Phase::Stable || !layout.ids().all(up) {
+            if Instant::now() < next || layout.phase != Phase::Stable || !layout.ids().all(up) {
                 continue;
             }
             let look = Collector::look(store.location().me(), layout, LIST_BYTES);
             carry_on(&store, collector.insert(look)).await;
-            looked = Instant::now();
+            next = Instant::now() + every;
         }
         if let Some(waiting) = &collector {
             store.0.found.send_replace((waiting.layout().epoch, waiting.found()));
@@ -212,12 +213,30 @@ impl Store {
 mod tests {
     use super::*;
     use crate::core::clock::{Clock, at_ms};
+    use crate::core::collection::Found;
     use crate::core::layout::tests::ring_of;
     use crate::core::record::Version;
     use crate::location::state::NodeState;
     use crate::replica::Page;
     use crate::store::tests::member_of;
     use std::sync::Arc;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_looks_soon_after_its_start_for_what_can_be_collected() {
+        let ring = ring_of(1, 1, 4);
+        let store = member_of(ring.clone()).await;
+        let (key, segment) = (Bytes::from("k"), ring.segment(b"k"));
+        let tombstone = Record::tombstone(Version { hlc: at_ms(1), node: 1 });
+        let page = Page { records: vec![(key, tombstone)], last: true, clock: 0 };
+        let slot = ring.slot(NodeId(1), segment).unwrap();
+        store.replica().unwrap().absorb(ring.epoch, slot, page).unwrap();
+        let mut found = store.0.found.subscribe();
+        let (began, every) = (Instant::now(), store.location().collect_every());
+        tokio::spawn(run(store.clone()));
+        let what = found.wait_for(|(_, found)| *found != Found::Nothing).await.unwrap().1;
+        assert_eq!(what, Found::All);
+        assert!((every / 10..every / 5).contains(&began.elapsed()), "after {:?}", began.elapsed());
+    }
 
     #[tokio::test]
     async fn who_forgets_a_record_remembers_how_late_it_was() {

@@ -105,7 +105,7 @@ pub(crate) struct Options {
     pull_timeout: Duration,
 
     /// How often what was deleted or has expired is looked for, at most, and then forgotten by all its
-    /// owners.
+    /// owners; for the first time a tenth of it after the start.
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = at_least::<1>)]
     collect_every: Duration,
 

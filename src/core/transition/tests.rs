@@ -39,7 +39,8 @@ fn what_is_deleted_is_collected_now_and_then_while_everybody_is_there() {
     let full = || Report { found: Found::Full, ..plain() };
     check(3600.0, [plain(), found(), plain()], UP, true);
     check(3600.0, [plain(), plain(), plain()], UP, false);
-    check(3599.0, [plain(), found(), plain()], UP, false);
+    check(359.0, [plain(), found(), plain()], UP, false);
+    check(360.0, [plain(), found(), plain()], UP, true);
     check(59.0, [found(), full(), plain()], UP, false);
     check(60.0, [found(), full(), plain()], UP, true);
     check(3600.0, [plain(), found(), report(ring.epoch - 1, 0)], UP, false);
