@@ -40,8 +40,8 @@ impl Ttl {
 }
 
 /// How far ahead of a node's wall clock the time may be from which a ttl counts, in milliseconds: more
-/// than clocks differ that somebody looks after.
-pub const MAX_LEAD_MS: u64 = 5 * 60_000;
+/// than a clock that was set to the wrong zone or season is off.
+pub const MAX_LEAD_MS: u64 = 2 * 3_600_000;
 
 /// The time from which a ttl counts, of what gets this stamp from a node whose wall clock shows
 /// `now_ms`; both in milliseconds since 1970.

@@ -18,6 +18,7 @@ use thrifty::core::read::Read;
 use thrifty::core::record::{Record, Version};
 use thrifty::core::replica_request::{Answer, Ask};
 use thrifty::core::token::Epoch;
+use thrifty::core::ttl::counts_from_ms;
 use thrifty::core::write::{Action, Outcome, Terms, Write};
 use thrifty::replica::Request;
 
@@ -154,7 +155,9 @@ impl Process {
             let record = match command.wish {
                 Wish::Delete => Record::tombstone(version),
                 _ => Record {
-                    expires_at_ms: command.ttl.map(|ttl| ttl.expires_at_ms(env.wall_ms(self.skew_ms))),
+                    expires_at_ms: command
+                        .ttl
+                        .map(|ttl| ttl.expires_at_ms(counts_from_ms(version.hlc, env.wall_ms(self.skew_ms)))),
                     ..Record::value(version, command.number.to_string())
                 },
             };
