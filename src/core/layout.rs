@@ -334,6 +334,14 @@ impl Layout {
         shares
     }
 
+    /// How many segments have fewer owners in the current table than its members could give them, as a forced
+    /// removal leaves them.
+    pub fn short(&self) -> usize {
+        let members = self.members.iter().filter(|m| m.standing != Standing::Joining).count();
+        let full = self.replicas.of(members);
+        self.current.rows().filter(|row| row.len() < full).count()
+    }
+
     /// Who votes on the layout after this one.
     pub fn voters(&self) -> Vec<NodeId> {
         let gone = match self.phase {

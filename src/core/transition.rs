@@ -8,7 +8,7 @@
 //!
 //! | phase | what leads on |
 //! | --- | --- |
-//! | Stable | a wish that is not backed off → Dual; else, something to collect, not too soon → Stable, collecting |
+//! | Stable | a wish that is not backed off, or else rows to fill → Dual; else, something to collect, not too soon → Stable, collecting |
 //! | Dual | all pullers synced *this* epoch → ReadNew; a puller down, failed or without progress → Stable again |
 //! | ReadNew | per segment so many old owners installed it that old reads are over → Stable |
 //!
@@ -101,6 +101,8 @@ pub enum Change {
         /// Members to remove, if a majority of voters calls them down.
         removals: BTreeSet<NodeId>,
     },
+    /// The same members, but segments that have too few owners get more.
+    Fill,
     /// Reads may ask the next table.
     ReadNew,
     /// The next table becomes the only one.
@@ -123,7 +125,11 @@ impl Change {
         match (self, layout.phase) {
             (Change::Dual { joins, leaves, removals }, Phase::Stable) => {
                 let gone = leaves | &(removals & down);
-                layout.dual(joins, &gone)
+                let moves = !(joins.is_empty() && gone.is_empty());
+                moves.then(|| layout.dual(joins, &gone)).flatten()
+            }
+            (Change::Fill, Phase::Stable) => {
+                down.is_empty().then(|| layout.dual(&[], &BTreeSet::new())).flatten()
             }
             (Change::ReadNew, Phase::Dual) => Some(layout.read_new()),
             (Change::Collect, Phase::Stable) => down.is_empty().then(|| layout.collecting()),
@@ -291,14 +297,19 @@ impl Desk {
             layout.ids().filter_map(|id| self.report(id, now)).flat_map(|r| r.removals.iter().copied());
         let mut removals: BTreeSet<_> = expired.chain(replaced).chain(wished).collect();
         removals.retain(|id| liveness(*id) == Liveness::Down && layout.is_member(*id));
-        if joins.is_empty() && leaves.is_empty() && removals.is_empty() {
+        let alive = |id| liveness(id) != Liveness::Down;
+        let change = if !(joins.is_empty() && leaves.is_empty() && removals.is_empty()) {
+            Change::Dual { joins, leaves, removals }
+        } else if layout.short() > 0 && layout.ids().all(alive) {
+            // Where rows are short nearly every member lacks some of its share and has to pull.
+            Change::Fill
+        } else {
             self.wished_since = None;
             return self.collects(layout, now, liveness).then_some(Change::Collect);
-        }
+        };
         let since = *self.wished_since.get_or_insert(now);
         let settled = now.saturating_sub(since) >= SETTLE;
-        let gatherable = layout.can_be_gathered(|id| liveness(id) != Liveness::Down);
-        (settled && gatherable).then_some(Change::Dual { joins, leaves, removals })
+        (settled && layout.can_be_gathered(alive)).then_some(change)
     }
 
     /// Whether there is something to collect, it is time, and nobody is away who would be waited for.

@@ -99,8 +99,8 @@ impl Cluster {
         self.env.after(SECOND, Event::Operator);
     }
 
-    /// Whether one Stable layout of exactly the nodes that live is installed on all of them, and
-    /// nobody wants anything any more.
+    /// Whether one Stable layout of exactly the nodes that live, with as many owners of each segment as it can
+    /// have, is installed on all of them, and nobody wants anything any more.
     fn is_at_rest(&self) -> bool {
         if self.env.now < self.env.plan.duration + AFTERGLOW {
             return false;
@@ -108,6 +108,7 @@ impl Cluster {
         let Some(layout) = self.env.checker.newest() else { return false };
         let here: Vec<&Seat> = self.seats.iter().filter(|seat| !seat.gone && !seat.dead).collect();
         layout.phase == Phase::Stable
+            && layout.short() == 0
             && layout.members.len() == here.len()
             && here.iter().all(|seat| {
                 let awake = seat.paused_until <= self.env.now;

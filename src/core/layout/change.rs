@@ -6,8 +6,8 @@ use crate::core::placement::{self, Seat};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Layout {
-    /// The Dual that takes `joins` in and lets `leaves` go. `None` if nothing would change or
-    /// nobody would remain.
+    /// The Dual that takes `joins` in and lets `leaves` go; with neither, the one that fills rows which are
+    /// short. `None` if nothing would change or nobody would remain.
     pub fn dual(&self, joins: &[Member], leaves: &BTreeSet<NodeId>) -> Option<Layout> {
         debug_assert_eq!(self.phase, Phase::Stable);
         let epoch = self.epoch + 1;
@@ -20,9 +20,8 @@ impl Layout {
             members.insert(member.id, Member { standing, ..member.clone() });
         }
         let members: Vec<Member> = members.into_values().collect();
-        let changes = members.iter().any(|m| m.standing != Standing::Staying);
         let remain = members.iter().any(|m| m.standing != Standing::Leaving);
-        if !changes || !remain || members.len() > MAX_MEMBERS {
+        if !remain || members.len() > MAX_MEMBERS {
             return None;
         }
 
@@ -49,6 +48,11 @@ impl Layout {
             Replicas::Count(count) => Some(count),
         };
         let placed = placement::place(&old, &seats, count);
+        let moves = members.iter().any(|m| m.standing != Standing::Staying);
+        let fills = placed.iter().zip(&current).any(|(owners, before)| owners.len() > before.len());
+        if !(moves || fills) {
+            return None;
+        }
         let next = placed.iter().zip(&current).map(|(owners, before)| {
             let cell = |&seat: &u16| {
                 let member = seated[usize::from(seat)] as u16;

@@ -125,6 +125,31 @@ fn a_forced_removal_keeps_what_survivors_hold() {
 }
 
 #[test]
+fn rows_that_a_forced_removal_left_short_are_filled() {
+    for (nodes, replicas, lost) in [(5, 3, &[2, 4][..]), (5, 3, &[1]), (6, 5, &[1, 2, 3]), (7, 3, &[5, 6, 7])]
+    {
+        let ring = ring_of(nodes, replicas, 64);
+        assert_eq!((ring.short(), ring.dual(&[], &gone(&[]))), (0, None), "there is nothing to fill");
+        let forced = ring.forced(RingId(2), &gone(lost)).unwrap();
+        assert!(forced.short() > 0);
+        let dual = forced.dual(&[], &gone(&[])).unwrap();
+        dual.validate().unwrap();
+        assert_eq!((dual.phase, dual.short()), (Phase::Dual, forced.short()));
+        for pull in dual.all_pullers().into_iter().flat_map(|id| dual.pulls(id)) {
+            assert!((1..=pull.sources.len()).contains(&pull.need), "{pull:?}");
+        }
+        let filled = dual.read_new().settled();
+        filled.validate().unwrap();
+        assert_eq!((filled.short(), filled.dual(&[], &gone(&[]))), (0, None));
+        assert_eq!(dual.aborted().current, forced.current);
+    }
+    let few = ring_of(3, 3, 8).forced(RingId(2), &gone(&[3])).unwrap();
+    assert_eq!((few.short(), few.dual(&[], &gone(&[]))), (0, None), "both have everything");
+    // A newcomer that is not there yet makes no row short.
+    assert_eq!(ring_of(2, 3, 8).dual(&[member(3)], &gone(&[])).unwrap().short(), 0);
+}
+
+#[test]
 fn a_removal_is_forced_upon_no_other_layout_than_it_was_made_of() {
     let ring = ring_of(4, 3, 16);
     let me = NodeId(3);

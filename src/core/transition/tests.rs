@@ -1,5 +1,6 @@
 use super::*;
 use crate::core::layout::tests::{member, ring_of};
+use crate::core::node::RingId;
 
 const UP: &dyn Fn(NodeId) -> Liveness = &|_| Liveness::Up;
 
@@ -139,6 +140,62 @@ fn a_member_that_keeps_nothing_is_gone_once_its_address_answers_under_another_id
         }
         let Some(Change::Dual { removals, .. }) = desk.next(&ring, secs(1.5), down) else { panic!() };
         assert_eq!(removals, expected);
+    }
+}
+
+/// A ring of three that was one of five, with rows that are short.
+fn short_ring() -> Layout {
+    ring_of(5, 3, 16).forced(RingId(2), &BTreeSet::from([NodeId(4), NodeId(5)])).unwrap()
+}
+
+#[test]
+fn rows_that_are_short_are_filled_once_all_members_are_there() {
+    let ring = short_ring();
+    let check = |liveness: &dyn Fn(NodeId) -> Liveness, expected: Option<Change>| {
+        let mut desk = Desk::new(Patience::default());
+        assert_eq!(desk.next(&ring, secs(1.0), liveness), None, "wishes may come");
+        assert_eq!(desk.next(&ring, secs(1.5), liveness), expected);
+    };
+    check(UP, Some(Change::Fill));
+    check(&|id| if id.0 == 3 { Liveness::Suspect } else { Liveness::Up }, Some(Change::Fill));
+    check(&|id| if id.0 == 3 { Liveness::Down } else { Liveness::Up }, None);
+    let dual = Change::Fill.apply(&ring, &BTreeSet::new()).unwrap();
+    assert_eq!(Change::Fill.apply(&ring, &BTreeSet::from([NodeId(3)])), None, "it would have to pull");
+    let nobody = (Vec::new(), BTreeSet::new(), BTreeSet::from([NodeId(3)]));
+    let refused = Change::Dual { joins: nobody.0, leaves: nobody.1, removals: nobody.2 };
+    assert_eq!(refused.apply(&ring, &BTreeSet::new()), None, "whom only one calls down would have to pull");
+    let mut desk = Desk::new(Patience::default());
+    let filled = dual.read_new().settled();
+    for at in [1.0, 1.5] {
+        assert_eq!(desk.next(&filled, secs(at), UP), None, "that was all");
+    }
+}
+
+#[test]
+fn who_comes_or_goes_is_taken_along_when_rows_are_filled() {
+    let (mut desk, ring) = (Desk::new(Patience::default()), short_ring());
+    desk.next(&ring, secs(1.0), UP);
+    desk.hear_join(member(9), secs(1.2));
+    let change = desk.next(&ring, secs(1.5), UP).unwrap();
+    assert!(matches!(&change, Change::Dual { joins, .. } if joins.len() == 1), "{change:?}");
+    assert_eq!(change.apply(&ring, &BTreeSet::new()).unwrap().read_new().settled().short(), 0);
+}
+
+#[test]
+fn what_could_not_be_filled_is_tried_again_later_and_later() {
+    let (mut desk, ring) = (Desk::new(Patience::default()), short_ring());
+    let dual = Change::Fill.apply(&ring, &BTreeSet::new()).unwrap();
+    for (at, length) in [(10.0, 2.0), (20.0, 4.0), (30.0, 8.0)] {
+        desk.installed(&ring, &dual, secs(at));
+        desk.hear_report(NodeId(2), Report { failed: dual.epoch, ..report(dual.epoch, 0) }, secs(at));
+        let change = desk.next(&dual, secs(at), UP);
+        assert!(matches!(change, Some(Change::Abort { blame: NodeId(2), .. })), "{change:?}");
+        desk.installed(&dual, &dual.aborted(), secs(at));
+        for (after, expected) in
+            [(0.1, None), (length - 0.1, None), (length, None), (length + 0.4, Some(Change::Fill))]
+        {
+            assert_eq!(desk.next(&dual.aborted(), secs(at + after), UP), expected, "{after}");
+        }
     }
 }
 
