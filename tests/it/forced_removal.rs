@@ -4,6 +4,7 @@ use crate::load::Load;
 use crate::rig::{Rig, Signal, addresses, until};
 use std::time::Duration;
 use thrifty::client::{ClientConfig, ClientError};
+use thrifty::core::layout::Phase;
 use thrifty::core::quorum::Consistency;
 
 #[test]
@@ -66,4 +67,46 @@ fn a_member_that_is_only_slow_is_not_dropped_with_the_dead_one() {
     assert!(refused.to_string().contains(&nodes[1].address()), "{refused}");
     assert_eq!(rig.wait(client.remove(id, true)).unwrap().dropped, [id]);
     assert_eq!(rig.settled(&nodes).nodes.len(), 2);
+}
+
+#[test]
+fn after_a_forced_removal_every_segment_has_all_its_owners_again() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(5);
+    let keys: Vec<String> = (0..300).map(|n| format!("key/{n}")).collect();
+    let client = rig.client(&addresses(&nodes));
+    for key in &keys {
+        rig.wait(client.put(key.clone(), key.clone())).unwrap();
+    }
+    let before = rig.layout(&nodes[0].address()).unwrap();
+    let mut dead = nodes.split_off(3);
+    let peer = nodes[0].address();
+    for node in &mut dead {
+        node.kill();
+    }
+    nodes.iter().for_each(|node| dead.iter().for_each(|gone| rig.sees_down(&node.address(), &gone.address())));
+    rig.tool("storectl", &["--peer", &peer, "remove", &dead[0].id(), "--force"]).ok();
+
+    let layout = until("every segment has three owners", || {
+        let layout = rig.layout(&peer)?;
+        (layout.phase == Phase::Stable && layout.members.len() == 3 && layout.short() == 0).then_some(layout)
+    });
+    assert!(layout.segments.all().all(|segment| layout.read_owners(segment).len() == 3));
+    assert_eq!(rig.settled(&nodes).may_lose, 1);
+    let status = rig.tool("storectl", &["--peer", &peer, "status"]).silent();
+    assert!(status.contains(", may lose 1\n"), "{status}");
+    let said = rig.tool("storectl", &["--peer", &peer, "verify", "--wait", "30"]).silent();
+    assert!(said.ends_with("segments, on 3 nodes\n"), "{said}");
+
+    // What the survivors could not but have: at a quorum of three owners, one of which at most is gone.
+    let gone = before.ids().filter(|id| !layout.is_member(*id)).collect();
+    let kept: Vec<&String> =
+        keys.iter().filter(|key| before.remains_whole(before.segment(key.as_bytes()), &gone)).collect();
+    assert!(!kept.is_empty());
+    let client = rig.client(&addresses(&nodes));
+    let found = |key: &String| rig.wait(client.get(key.clone())).unwrap();
+    kept.into_iter().for_each(|key| assert_eq!(found(key).unwrap().value, *key));
+    // So the next that fails takes nothing along.
+    nodes[2].kill();
+    rig.wait(client.put("after", "all")).unwrap();
 }

@@ -54,17 +54,22 @@ pub(crate) async fn verify(target: &Target, wait: Duration, json: bool) -> Resul
             Ok(_) | Err(_) => tokio::time::sleep(AGAIN).await,
         }
     };
-    let (segments, nodes) = (layout.segments.get(), layout.members.len());
+    let (segments, nodes, short) = (layout.segments.get(), layout.members.len(), layout.short());
+    let least = layout.segments.all().map(|segment| layout.read_owners(segment).len()).min().unwrap_or(0);
     if json {
         common::print(json!({
             "identical": differing.is_empty(),
             "epoch": layout.epoch,
             "segments": segments,
             "nodes": nodes,
+            "segments_with_too_few_owners": short,
+            "fewest_owners": least,
             "differing": differing.iter().map(|segment| segment.0).collect::<Vec<_>>(),
         }))?;
     } else if differing.is_empty() {
-        common::print(format!("identical: all owners of all {segments} segments, on {nodes} nodes"))?;
+        let few = format!("; {short} of them have too few owners, as few as {least}");
+        let few = if short > 0 { few } else { String::new() };
+        common::print(format!("identical: all owners of all {segments} segments, on {nodes} nodes{few}"))?;
     }
     if differing.is_empty() {
         return Ok(());

@@ -16,11 +16,12 @@ pub(crate) async fn status(target: &Target, json: bool) -> Result<(), Failure> {
     let client = target.client().await?;
     let mut status = client.status().await?;
     from_median(&mut status.nodes);
-    let stuck = without_quorum(&status, &client.layout());
+    let layout = client.layout();
+    let (stuck, short) = (without_quorum(&status, &layout), layout.short());
     if json {
-        return common::print(as_json(&status, stuck));
+        return common::print(as_json(&status, stuck, short));
     }
-    common::print(format!("{}\n{}", headline(&status, stuck), table(&status)))
+    common::print(format!("{}\n{}", headline(&status, stuck, short), table(&status)))
 }
 
 /// How many segments have too few owners up for a quorum. `may_lose` is 0 then, and 0 also when all
@@ -59,7 +60,7 @@ fn state(node: &NodeStatus) -> &'static str {
     }
 }
 
-fn headline(status: &StatusResponse, stuck: usize) -> String {
+fn headline(status: &StatusResponse, stuck: usize, short: usize) -> String {
     let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let nodes = counted(status.nodes.len(), "node");
     let replicas = match status.replicas {
@@ -69,6 +70,9 @@ fn headline(status: &StatusResponse, stuck: usize) -> String {
     let mut line = format!("ring {}: {nodes}, {replicas}, may lose {}", status.ring, status.may_lose);
     if stuck > 0 {
         line += &format!("; {stuck} of {} segments have no quorum", status.segments);
+    }
+    if short > 0 {
+        line += &format!("; {short} of {} segments have too few owners", status.segments);
     }
     if phase(status) != Phase::Stable {
         let (phase, epoch, moving, least) =
@@ -146,7 +150,7 @@ fn ago(ms: u64) -> String {
     }
 }
 
-fn as_json(status: &StatusResponse, stuck: usize) -> Value {
+fn as_json(status: &StatusResponse, stuck: usize, short: usize) -> Value {
     let node = |n: &NodeStatus| {
         json!({
             "id": member::id(n).to_string(), "address": n.address, "state": state(n), "segments": n.segments,
@@ -164,6 +168,7 @@ fn as_json(status: &StatusResponse, stuck: usize) -> Value {
         "segments": status.segments,
         "may_lose": status.may_lose,
         "segments_without_quorum": stuck,
+        "segments_with_too_few_owners": short,
         "moving": status.moving,
         "moving_least": status.moving_least,
         "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
