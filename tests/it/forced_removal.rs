@@ -84,7 +84,9 @@ fn after_a_forced_removal_every_segment_has_all_its_owners_again() {
     for node in &mut dead {
         node.kill();
     }
-    nodes.iter().for_each(|node| dead.iter().for_each(|gone| rig.sees_down(&node.address(), &gone.address())));
+    nodes
+        .iter()
+        .for_each(|node| dead.iter().for_each(|gone| rig.sees_down(&node.address(), &gone.address())));
     rig.tool("storectl", &["--peer", &peer, "remove", &dead[0].id(), "--force"]).ok();
 
     let layout = until("every segment has three owners", || {

@@ -21,11 +21,11 @@ use thrifty::core::node::{Liveness, NodeId, RingId};
 use thrifty::core::quorum::majority;
 
 impl Cluster {
-    /// The majority crashes or is cut off; once a run.
+    /// The majority, or two, which may be all that a segment can lose, crash or are cut off; once a run.
     pub(crate) fn lose_majority(&mut self) {
         let Some(layout) = self.env.checker.newest().cloned() else { return };
         let voters: Vec<Index> = layout.voters().into_iter().map(index_of).collect();
-        let most = majority(voters.len()) - 1;
+        let most = (majority(voters.len()) - 1).max(voters.len().saturating_sub(2));
         let mut survivors = self.running();
         survivors.retain(|index| voters.contains(index));
         if std::mem::replace(&mut self.forcing, true) || most == 0 || survivors.is_empty() {
@@ -66,6 +66,8 @@ impl Cluster {
         for (index, before, layout) in forced {
             self.env
                 .note(|| format!("{index} is told to go on as {} with {:?}", layout.ring, layout.members));
+            // Some never return, now and then none.
+            let rate = self.env.rng.pick(&[300, 1000]);
             let others: Vec<Index> = layout.ids().map(index_of).filter(|other| *other != index).collect();
             for seat in &mut self.seats {
                 let id = seat.member.id;
@@ -73,8 +75,7 @@ impl Cluster {
                 if dropped && seat.alive {
                     self.env.count(Kind::ForcedWrongly);
                 }
-                // Some never return.
-                seat.dead |= dropped && !seat.alive && self.env.rng.chance(400);
+                seat.dead |= dropped && !seat.alive && self.env.rng.chance(rate);
             }
             self.env.count(Kind::Forced);
             self.env.checker.forced(&before, &layout, &self.env.plan.keys);
