@@ -320,6 +320,8 @@ impl Plan {
             (self.nodes, self.replicas, self.segments) = (3, Replicas::Count(2), 8);
             (self.late, self.lost, self.lost_writes, self.lost_layouts, self.ambush) = (0, 0, 0, 0, 0);
             (self.deletes, self.think, self.clients) = (3, 200 * MS, 4);
+            // Newcomers with slow clocks soon write what was deleted and forgotten.
+            (self.skew_ms, self.raced) = (20_000, 700);
             self.churn_every = 1_800 * MS;
             self.weights = vec![(Fault::Leave, 1), (Fault::Join, 1)];
         }
