@@ -34,7 +34,7 @@
 //!
 //! After a crash fjall reads the journal up to the first thing that is no entry and cuts the rest
 //! off, silently: right for a torn tail, but a bit that rotted inside an entry's frame in the
-//! middle costs all unflushed writes behind it. [`synced`] notices that, unless it was in a journal that is
+//! middle costs all unflushed writes behind it. `disk/synced` notices that, unless it was in a journal that is
 //! older than the newest one (there is one only while a memtable is being flushed). The other way
 //! round, a page inside a large value that never reached the disk while its neighbours did is a wrong
 //! checksum, and opening fails as `Corrupt`, though nothing that was synced is missing.

@@ -157,7 +157,6 @@ fn collections() -> Vec<Scenario> {
 /// Those that take minutes.
 fn long() -> Vec<Scenario> {
     let own_late = Scenario { own_late: true, ..grow_one() };
-    let everything = Scenario { copies: 1, ..collected() };
     vec![
         own_late.with("{A} to {A,B}, A asks itself late", &[low(A), high(A), read(A)]),
         shrink().again("{A,B,C} to {A,B}, C slow or dead, given up once"),
@@ -165,7 +164,7 @@ fn long() -> Vec<Scenario> {
         swap().again("{A,B,C} to {A,B,D}, given up once"),
         grow_two().crash("{A,B} to {A,B,C}, two writes, a crash", &[low(A), high(B)]),
         regained().with("a segment is lost and regained, a write and a read", &[low(B), read(C)]),
-        everything.crash("{A,B,C}, all of that, collected", &[low(A), delete(B), read(C)]),
+        collected().crash("{A,B,C}, all of that, collected", &[low(A), delete(B), read(C)]),
         goes_on().with("{A,B,C} to {A,C,D}, a late write and a delete, collected", &[low(A), delete(C)]),
     ]
 }
