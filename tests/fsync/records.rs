@@ -171,6 +171,7 @@ pub(crate) fn committer(mount: &Mount, seed: u64) -> Result<Run, Failure> {
     {
         let dir = must("a folder", DataDir::open(&path))?;
         let vault = Arc::new(dir.vault());
+        must("a node", NodeState::open(vault.clone()))?;
         must("a layout", save_layout(&*vault, &layout))?;
         let engine: AnyEngine = Arc::new(must("an engine", DiskEngine::open(dir.engine_path()))?);
         let replica = Replica::new(ME, engine, layout.clone(), Clock::resume(0));
