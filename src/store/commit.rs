@@ -328,6 +328,7 @@ mod tests {
     use crate::storage::vault::MemoryVault;
     use crate::store::room::FreeSpace;
     use tokio::sync::oneshot;
+
     /// A vault whose first save takes as long as the second, if there is a second meanwhile.
     struct Overtaken {
         vault: Arc<MemoryVault>,
