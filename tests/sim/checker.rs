@@ -37,7 +37,7 @@ use thrifty::core::layout::{Layout, Phase, Standing};
 use thrifty::core::node::{NodeId, RingId};
 use thrifty::core::quorum::majority;
 use thrifty::core::record::{Record, Version};
-use thrifty::core::token::Epoch;
+use thrifty::core::token::{Epoch, Segment};
 
 /// How long the search for an order may take: a hundred times what any run has needed.
 const MOST_STEPS: usize = 1_000_000;
@@ -80,12 +80,34 @@ impl Key {
     }
 }
 
+/// A key whose account two rings share, since all owners that reads ask survive from the one into the other.
+#[derive(Debug)]
+struct Shared {
+    key: usize,
+    segment: Segment,
+    /// The ring that was succeeded, and at which epoch.
+    old: RingId,
+    since: Epoch,
+    new: RingId,
+    survivors: BTreeSet<NodeId>,
+}
+
+impl Shared {
+    /// Whether the old ring goes on with the key: at this layout it has an owner that may have gathered from
+    /// a survivor which had not followed yet.
+    fn ends_at(&self, layout: &Layout) -> bool {
+        let mut owners = layout.current_owners(self.segment).chain(layout.next_owners(self.segment));
+        layout.ring == self.old && layout.epoch > self.since && owners.any(|id| !self.survivors.contains(&id))
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Checker {
     keys: Vec<Key>,
     /// Which account of each key holds in a ring, where it isn't the first.
     accounts: BTreeMap<RingId, Vec<usize>>,
+    shared: Vec<Shared>,
     layouts: BTreeMap<(RingId, Epoch), Arc<Layout>>,
     newest: Option<Arc<Layout>>,
     time: u64,
@@ -104,6 +126,7 @@ impl Checker {
         Checker {
             keys,
             accounts: BTreeMap::new(),
+            shared: Vec::new(),
             layouts,
             newest: None,
             time: 0,
@@ -159,6 +182,9 @@ impl Checker {
             self.fail(format!("epoch {} is in two rings of one descent", layout.epoch));
         }
         self.layouts.insert((layout.ring, layout.epoch), layout.clone());
+        let (parted, shared) = std::mem::take(&mut self.shared).into_iter().partition(|s| s.ends_at(layout));
+        self.shared = shared;
+        self.part(parted);
         let age = |layout: &Layout| (layout.former.len(), layout.epoch);
         if self.newest.as_ref().is_none_or(|newest| age(newest) < age(layout)) {
             self.newest = Some(layout.clone());
@@ -180,7 +206,8 @@ impl Checker {
     /// An operator has a ring go on without its majority.
     ///
     /// - A key all of whose owners survive keeps its account, in which the survivors' ring and the old one are
-    ///   held against each other: as soon as one can answer for it the other can't, whoever is alive.
+    ///   held against each other: as soon as one can answer for it the other can't, whoever is alive. Until
+    ///   the old ring gives it to others, which takes a survivor that has not followed yet.
     /// - A key of whose owners enough survive ([`Layout::remains_whole`]) is as it was, in both rings: nothing
     ///   that was acknowledged is lost. From here on each ring has its own account of it, since the old one, if
     ///   it has its majority, may go on with the key beside the new one.
@@ -200,9 +227,12 @@ impl Checker {
         }
         let first = before.former.is_empty() && !self.accounts.keys().any(|ring| *ring != before.ring);
         let gone: BTreeSet<_> = before.ids().filter(|id| !layout.is_member(*id)).collect();
+        let mut shared = Vec::new();
         let account = |(key, name): (usize, &Bytes)| {
             let (old, segment) = (self.account(before.ring, key), before.segment(name));
             if first && before.read_owners(segment).iter().all(|id| !gone.contains(id)) {
+                let (survivors, since) = (layout.ids().collect(), before.epoch);
+                shared.push(Shared { key, segment, old: before.ring, since, new: layout.ring, survivors });
                 return old;
             }
             let whole = first && before.remains_whole(segment, &gone);
@@ -212,6 +242,24 @@ impl Checker {
         };
         let accounts = names.iter().enumerate().map(account).collect();
         self.accounts.insert(layout.ring, accounts);
+        // Those that the operator could not reach may be ahead.
+        let (parted, shared) =
+            shared.into_iter().partition(|s: &Shared| self.layouts.values().any(|layout| s.ends_at(layout)));
+        self.shared.extend::<Vec<_>>(shared);
+        self.part(parted);
+    }
+
+    /// Gives both rings an account of their own. Operations under way go on in the one that was shared, which
+    /// binds nobody any more.
+    fn part(&mut self, keys: Vec<Shared>) {
+        for Shared { key, old, new, .. } in keys {
+            let state = self.keys[self.account(old, key)].clone();
+            let many = self.accounts[&new].len();
+            for ring in [old, new] {
+                self.accounts.entry(ring).or_insert((0..many).collect())[key] = self.keys.len();
+                self.keys.push(state.clone());
+            }
+        }
     }
 
     /// A survivor that had not followed is lost to the ring of this layout: nor is anything sure of what it
