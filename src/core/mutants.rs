@@ -89,6 +89,8 @@ pub enum Mutant {
     MajorityGivesWay,
     /// What a forced removal begins goes on counting epochs where the old ring was.
     LineagesShareEpochs,
+    /// Segments that a forced removal left with too few owners stay so.
+    RowsLeftShort,
     /// ReadNew is left with one old owner too few. Hidden by the next.
     ReadNewLeftEarly,
     /// That there is nothing is returned if a quorum of the read set says so.
@@ -139,7 +141,7 @@ impl Mutant {
     }
 
     /// Those that the simulator has to find.
-    pub const SIMULATED: [Mutant; 38] = [
+    pub const SIMULATED: [Mutant; 39] = [
         Mutant::UnfencedWrites,
         Mutant::UnfencedReads,
         Mutant::SnapshotBeforeInstall,
@@ -178,6 +180,7 @@ impl Mutant {
         Mutant::SendersClockIgnored,
         Mutant::MajorityGivesWay,
         Mutant::LineagesShareEpochs,
+        Mutant::RowsLeftShort,
     ];
 
     /// Those that only a disk can show which forgets what was not synced.

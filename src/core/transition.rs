@@ -300,7 +300,7 @@ impl Desk {
         let alive = |id| liveness(id) != Liveness::Down;
         let change = if !(joins.is_empty() && leaves.is_empty() && removals.is_empty()) {
             Change::Dual { joins, leaves, removals }
-        } else if layout.short() > 0 && layout.ids().all(alive) {
+        } else if layout.short() > 0 && layout.ids().all(alive) && !planted(Mutant::RowsLeftShort) {
             // Where rows are short nearly every member lacks some of its share and has to pull.
             Change::Fill
         } else {

@@ -89,15 +89,16 @@ struct Shared {
     old: RingId,
     since: Epoch,
     new: RingId,
-    survivors: BTreeSet<NodeId>,
+    /// Those owners.
+    owners: Vec<NodeId>,
 }
 
 impl Shared {
-    /// Whether the old ring goes on with the key: at this layout it has an owner that may have gathered from
-    /// a survivor which had not followed yet.
+    /// Whether the old ring goes on with the key: at this layout it has another owner, which may have gathered
+    /// from one of them that had not followed yet.
     fn ends_at(&self, layout: &Layout) -> bool {
         let mut owners = layout.current_owners(self.segment).chain(layout.next_owners(self.segment));
-        layout.ring == self.old && layout.epoch > self.since && owners.any(|id| !self.survivors.contains(&id))
+        layout.ring == self.old && layout.epoch > self.since && owners.any(|id| !self.owners.contains(&id))
     }
 }
 
@@ -230,9 +231,10 @@ impl Checker {
         let mut shared = Vec::new();
         let account = |(key, name): (usize, &Bytes)| {
             let (old, segment) = (self.account(before.ring, key), before.segment(name));
-            if first && before.read_owners(segment).iter().all(|id| !gone.contains(id)) {
-                let (survivors, since) = (layout.ids().collect(), before.epoch);
-                shared.push(Shared { key, segment, old: before.ring, since, new: layout.ring, survivors });
+            let owners = before.read_owners(segment);
+            if first && owners.iter().all(|id| !gone.contains(id)) {
+                let since = before.epoch;
+                shared.push(Shared { key, segment, old: before.ring, since, new: layout.ring, owners });
                 return old;
             }
             let whole = first && before.remains_whole(segment, &gone);

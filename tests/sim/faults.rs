@@ -386,6 +386,11 @@ impl Plan {
         self.churn_every = rng.pick(&[300 * MS, 500 * MS, 1_000 * MS]);
         self.fault_every = 700 * MS;
         self.weights = vec![(Fault::ForcedRemoval, 3), (Fault::Crash, 1), (Fault::Join, 1), (Fault::Deaf, 1)];
+        if rng.chance(250) {
+            // Quiet, so that nobody comes along with whom the segments that are left with too few owners get others.
+            (self.nodes, self.replicas) = (rng.range(5, 8) as usize, Replicas::Count(3));
+            (self.churn_every, self.ambush, self.weights) = (0, 0, vec![(Fault::ForcedRemoval, 1)]);
+        }
     }
 
     /// A theme: writes that are sent again at a new epoch before they were synced at the old one, and power that

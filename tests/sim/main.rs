@@ -172,7 +172,11 @@ fn a_run_repeats_from_its_schedule() {
 /// Schedules that failed once.
 #[test]
 fn what_failed_once_does_not_fail_again() {
-    for kept in [include_str!("kept/one_stamp.txt"), include_str!("kept/short_rows.txt")] {
+    for kept in [
+        include_str!("kept/one_stamp.txt"),
+        include_str!("kept/short_rows.txt"),
+        include_str!("kept/parted.txt"),
+    ] {
         let schedule = Schedule::parse(kept).expect("a schedule");
         assert!(run(&schedule, false).0.is_ok(), "{}", tell(&schedule));
     }
