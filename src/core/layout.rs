@@ -290,9 +290,14 @@ impl Layout {
         sets
     }
 
-    /// Who may coordinate requests for a segment, the best first: owners in the read set, and
-    /// among them those that are in every live set. Nobody else, for the clock of one that has not gathered
-    /// yet may be below what the owners have forgotten.
+    /// Whether a node may coordinate requests for a segment: as an owner in the read set. The clock of one that
+    /// has not gathered yet may be below what the owners have forgotten.
+    pub fn may_coordinate(&self, node: NodeId, segment: Segment) -> bool {
+        self.read_owners(segment).contains(&node)
+    }
+
+    /// Who [may](Layout::may_coordinate) coordinate requests for a segment, the best first: those that are in
+    /// every live set.
     pub fn coordinators(&self, segment: Segment) -> Vec<NodeId> {
         let mut owners = self.read_owners(segment);
         if let Some(next) = &self.next {

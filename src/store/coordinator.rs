@@ -158,7 +158,7 @@ impl Store {
         let layout = self.layout()?;
         // While it waited it may have ceased to own the key: its clock need not be above what the owners have
         // forgotten by now.
-        if !layout.read_owners(segment).contains(&self.location().me()) {
+        if !layout.may_coordinate(self.location().me(), segment) {
             return Err(crate::wire::status::unavailable("this node owns the key no more; nothing was done"));
         }
         let now = wall_ms();

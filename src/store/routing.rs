@@ -247,7 +247,7 @@ impl Store {
         let layout = self.layout()?;
         let key = key_of(request).clone();
         let segment = layout.segment(&key);
-        if !layout.read_owners(segment).contains(&self.location().me()) {
+        if !layout.may_coordinate(self.location().me(), segment) {
             return Ok(Ended::NotOwner(layout.epoch));
         }
         let terms = self.terms(consistency, options_of(request).fallback_to_one, timeout);

@@ -103,7 +103,7 @@ impl Process {
     /// Another node forwarded a request.
     pub(crate) fn forwarded(&mut self, from: Index, command: Command, env: &mut Env) {
         let layout = self.layout();
-        if !layout.read_owners(layout.segment(&env.plan.keys[command.key])).contains(&self.id) {
+        if !layout.may_coordinate(self.id, layout.segment(&env.plan.keys[command.key])) {
             let reply = Reply::NotOwner(layout.epoch);
             return env.send(self.index, from, Packet::Done { command: command.number, reply });
         }
@@ -303,7 +303,7 @@ impl Process {
             env.send(self.index, operation.from, Packet::Done { command: number, reply });
         }
         let layout = self.layout();
-        let owns = layout.read_owners(layout.segment(&env.plan.keys[key])).contains(&self.id);
+        let owns = layout.may_coordinate(self.id, layout.segment(&env.plan.keys[key]));
         while let Some(queue) = self.requests.turns.get_mut(&key) {
             match queue.pop_front() {
                 Some((from, command)) if owns => return self.begin(from, command, env),
