@@ -10,7 +10,7 @@
 //! | --- | --- |
 //! | Stable | a wish that is not backed off, or else rows to fill → Dual; else, something to collect, not too soon → Stable, collecting |
 //! | Dual | all pullers synced *this* epoch → ReadNew; a puller down, failed or without progress → Stable again |
-//! | ReadNew | per segment so many old owners installed it that old reads are over → Stable |
+//! | ReadNew | per segment so many old owners installed it that old reads are over → Stable; else it is asked now and then whether that was chosen already |
 //!
 //! Being claimant is for progress only; two claimants at once are safe, because what they
 //! propose has to win a ballot.
@@ -41,6 +41,9 @@ const COLLECTIONS: u32 = 60;
 /// The first time comes after such a part of it, as far as a node knows: one that is started again and
 /// again would else never get there, nor have its ring get there while it is the claimant.
 pub const FIRST_COLLECTION: u32 = 10;
+
+/// How often it is asked whether a ReadNew is over, while too few old owners report. They may have left at its end.
+const LEARN_EVERY: Duration = Duration::from_secs(2);
 
 /// Members that one node may ask to have removed at a time.
 pub const MAX_REMOVALS: usize = 64;
@@ -103,6 +106,9 @@ pub enum Change {
     },
     /// The same members, but segments that have too few owners get more.
     Fill,
+    /// Nothing new: but should a majority have accepted a layout of which only nodes know that have left, it is
+    /// found and chosen once more.
+    Learn,
     /// Reads may ask the next table.
     ReadNew,
     /// The next table becomes the only one.
@@ -164,6 +170,8 @@ pub struct Desk {
     back_off: BTreeMap<NodeId, BackOff>,
     wished_since: Option<Moment>,
     phase_since: Moment,
+    /// When this node last asked for what it may have missed.
+    learned: Moment,
     /// When this node met the last collecting layout, if it has met one.
     collected: Option<Moment>,
 }
@@ -179,6 +187,7 @@ impl Desk {
             back_off: BTreeMap::new(),
             wished_since: None,
             phase_since: Moment::ZERO,
+            learned: Moment::ZERO,
             collected: None,
         }
     }
@@ -265,7 +274,14 @@ impl Desk {
                 let installed =
                     |id: &NodeId| self.reports.get(id).is_some_and(|r| r.what.installed == layout.epoch);
                 let installed: BTreeSet<_> = layout.ids().filter(installed).collect();
-                layout.old_reads_are_over(&installed).then_some(Change::Settle)
+                if layout.old_reads_are_over(&installed) {
+                    return Some(Change::Settle);
+                }
+                let due = now.saturating_sub(self.phase_since.max(self.learned)) >= LEARN_EVERY;
+                due.then(|| {
+                    self.learned = now;
+                    Change::Learn
+                })
             }
         }
     }

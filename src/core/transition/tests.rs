@@ -110,6 +110,12 @@ fn reads_move_on_when_old_reads_are_over() {
     assert_eq!(desk.next(&read_new, secs(1.0), UP), None);
     desk.hear_report(NodeId(3), report(read_new.epoch - 1, 0), secs(1.0));
     assert_eq!(desk.next(&read_new, secs(1.0), UP), None);
+    // Who could report may have gone, and its end be chosen.
+    let mut asking = desk.clone();
+    assert_eq!(asking.next(&read_new, secs(3.0), UP), Some(Change::Learn));
+    assert_eq!(asking.next(&read_new, secs(4.9), UP), None);
+    assert_eq!(asking.next(&read_new, secs(5.0), UP), Some(Change::Learn));
+    assert_eq!(Change::Learn.apply(&read_new, &BTreeSet::new()), None, "nothing comes of it else");
     desk.hear_report(NodeId(2), report(read_new.epoch, 0), secs(1.0));
     assert_eq!(desk.next(&read_new, secs(1.0), UP), Some(Change::Settle));
 }
