@@ -232,7 +232,7 @@ impl Desk {
         (now.saturating_sub(heard.at) < FORGET).then_some(&heard.what)
     }
 
-    /// What a node last reported, unless that is too long ago.
+    /// Whether a node wants to leave, as far as it reported so of late.
     pub fn leaving(&self, id: NodeId, now: Moment) -> bool {
         self.report(id, now).is_some_and(|report| report.leaving)
     }

@@ -150,6 +150,17 @@ fn a_directory_that_has_lost_its_nodes_state_gives_nothing_away() {
     let mut new = rig.node("1", &address, &["--bootstrap", "--replace"]);
     new.says("started ring");
     assert_eq!(kept(&rig), ["1.removed-1"]);
+    drop(new);
+    // Who it was can be lost as well.
+    fs::remove_file(rig.data("1").join("vault/identity.blob")).unwrap();
+    let mut nobody = rig.node("1", &address, &["--bootstrap"]);
+    nobody.says("--replace");
+    assert_eq!(nobody.end(), Some(4));
+    drop(nobody);
+    let mut new = rig.node("1", &address, &["--bootstrap", "--replace"]);
+    new.says("looking for that ring");
+    let kept = kept(&rig);
+    assert!(kept.len() == 2 && kept.contains(&"1.removed-2".to_owned()), "{kept:?}");
 }
 
 #[test]

@@ -187,6 +187,8 @@ fn replaced(directory: DataDir, of: Option<NodeId>) -> anyhow::Result<(DataDir, 
         return Ok((start_over(directory, last.as_deref())?, of));
     }
     let damaged = match peek(&vault) {
+        // A member that does not know who it is.
+        Ok((Memory::Member(_), _)) if here.is_none() => true,
         Ok((memory @ (Memory::Member(Kind::Store) | Memory::Fresh), _)) => is_damaged(&directory, memory),
         Ok(_) => false,
         Err(_) => true,
