@@ -262,6 +262,7 @@ fn link_request(link: sp::LinkRequest) -> Result<(), Malformed> {
     link.questions.into_iter().filter_map(|question| question.ask).try_for_each(|ask| match ask {
         question::Ask::Write(write) => keyed_record(&write.key, write.record),
         question::Ask::Read(read) => convert::key(&read.key),
+        question::Ask::Page(page) => convert::stretch(page).map(|_| ()),
         question::Ask::Forward(forward) => forward.request.as_ref().map_or(Ok(()), request),
     })
 }
@@ -269,7 +270,7 @@ fn link_request(link: sp::LinkRequest) -> Result<(), Malformed> {
 fn link_answer(answer: WireAnswer) {
     if let WireAnswer::Failure(failure) = answer {
         let unknown = failure.outcome_unknown;
-        assert!(!(unknown && status::nothing_done(&routing::status_of(failure))));
+        assert!(!(unknown && status::nothing_done(&status::of_failure(failure))));
         return;
     }
     let answer = store::answer_from_wire(answer, NOW_MS);

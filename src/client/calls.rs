@@ -52,6 +52,11 @@ fn after(status: &Status, op: Op) -> Next {
     }
 }
 
+/// Whether a request that a node refused with this status may be sent again.
+pub(super) fn after_failure(status: &Status, op: Op) -> bool {
+    after(status, op) != Next::Nothing
+}
+
 /// What a node says of itself or of this time, and not of the request.
 fn passing(code: Code) -> bool {
     use Code::{Aborted, Cancelled, DeadlineExceeded, Internal, Unavailable, Unknown};

@@ -15,9 +15,14 @@
 //! handed back as such ([`ClientError::OutcomeUnknown`]): sending it again would make a second
 //! version of one request, and only the caller knows whether it minds.
 
+mod batch;
 mod calls;
 mod routes;
+mod scan;
 mod shun;
+
+pub use batch::{Done, Item};
+pub use scan::{Scan, ScanOptions, Scanned};
 
 use crate::core::layout::{Kind, Layout};
 use crate::core::node::{Address, NodeId};
@@ -28,7 +33,7 @@ use crate::wire::channel::{self, LOOPBACK_PORTS};
 use crate::wire::location::location_client::LocationClient;
 use crate::wire::location::{self as pb, ProbeRequest};
 use crate::wire::store::store_client::StoreClient;
-use crate::wire::store::{DeleteRequest, GetRequest, Options, PutRequest};
+use crate::wire::store::{DeleteRequest, GetRequest, GetResponse, Options, PutRequest};
 use crate::wire::{MAX_MESSAGE_BYTES, convert};
 use bytes::Bytes;
 use calls::{Op, never_sent, retryable};
@@ -266,31 +271,38 @@ impl Client {
             })
             .await?;
         self.seen(response.epoch);
-        Ok(Written {
-            version: convert::version(response.version),
-            consistency: achieved(response.consistency),
-        })
+        Ok(written(response.version, response.consistency))
     }
 
     /// The value under a key, if there is one.
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<Option<Found>, ClientError> {
         let key = key.into();
-        let request = GetRequest { key: key.clone(), options: self.options() };
+        let request = GetRequest { key: key.clone(), options: self.options(), local: false };
         let result =
             self.call(&key, Op::Read, request, |channel, request| async move {
                 store(channel).get(request).await
             })
             .await;
+        self.got(result)
+    }
+
+    /// What one node holds itself under a key, as an owner of it. Nobody else is asked.
+    pub async fn get_local(
+        &self,
+        node: &Address,
+        key: impl Into<Bytes>,
+    ) -> Result<Option<Found>, ClientError> {
+        let request = GetRequest { key: key.into(), options: None, local: true };
+        let request = self.request(request, self.config.timeout);
+        let answer = channel::within(self.config.timeout, self.store_at(node).get(request)).await;
+        self.got(answer.map(tonic::Response::into_inner))
+    }
+
+    fn got(&self, result: Result<GetResponse, Status>) -> Result<Option<Found>, ClientError> {
         match result {
             Ok(response) => {
                 self.seen(response.epoch);
-                Ok(Some(Found {
-                    value: response.value,
-                    version: convert::version(response.version),
-                    content_type: response.content_type,
-                    expires_at_ms: response.expires_at_ms,
-                    consistency: achieved(response.consistency),
-                }))
+                Ok(Some(found(response)))
             }
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(ClientError::of_read(status)),
@@ -307,10 +319,7 @@ impl Client {
             })
             .await?;
         self.seen(response.epoch);
-        Ok(Written {
-            version: convert::version(response.version),
-            consistency: achieved(response.consistency),
-        })
+        Ok(written(response.version, response.consistency))
     }
 
     /// How the ring and its nodes are doing, as any reachable node sees it.
@@ -394,6 +403,20 @@ impl Client {
         let mut request = Request::new(message);
         request.set_timeout(timeout);
         request
+    }
+}
+
+fn written(version: Option<crate::wire::store::Version>, consistency: i32) -> Written {
+    Written { version: convert::version(version), consistency: achieved(consistency) }
+}
+
+fn found(response: GetResponse) -> Found {
+    Found {
+        value: response.value,
+        version: convert::version(response.version),
+        content_type: response.content_type,
+        expires_at_ms: response.expires_at_ms,
+        consistency: achieved(response.consistency),
     }
 }
 

@@ -21,6 +21,7 @@ pub mod quorum;
 pub mod read;
 pub mod record;
 pub mod replica_request;
+pub mod scan;
 pub mod token;
 pub mod transition;
 pub mod ttl;

@@ -17,6 +17,12 @@ pub enum Mutant {
     DualWritesOldSetOnly,
     /// Reads move on to the new owners before all of these have gathered their segments.
     ReadNewBeforeSynced,
+    /// A scan at QUORUM takes the page of one owner for all there is.
+    PageOfOne,
+    /// A scan counts pages of an older epoch at the next.
+    PagesOfTwoEpochs,
+    /// A scan goes on behind the longest of its pages.
+    ShortPagesTrusted,
     /// A node drops what the next table gives to others while the transition may still be given up.
     DroppedBeforeStable,
     /// A read returns the greatest version met, whoever else holds it.

@@ -212,7 +212,7 @@ impl Read {
                     self.set(from, Knowledge::Holds(version));
                 }
             }
-            Answer::Silence | Answer::NoSpace => {
+            Answer::Silence | Answer::NoSpace | Answer::Page(_) => {
                 // Whatever it was asked, what it *holds* is no longer known for sure to be asked of
                 // it again; it is asked afresh a little later, and others at once.
                 self.fetching = self.fetching.filter(|id| *id != from);

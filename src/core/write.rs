@@ -195,7 +195,8 @@ impl Write {
                 self.tally.no(from);
             }
             Answer::Silence if !self.tally.has(from) => self.retry.push((from, now + RETRY)),
-            Answer::Silence | Answer::Stale(_) | Answer::Record(_) | Answer::Version(_) => {}
+            Answer::Silence | Answer::Stale(_) | Answer::Record(_) | Answer::Version(_) | Answer::Page(_) => {
+            }
         }
         self.judge(now);
     }

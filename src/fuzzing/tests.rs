@@ -232,7 +232,7 @@ fn store_seeds() -> Vec<Seed> {
     };
     let all = [
         ("put", told(0, &put)),
-        ("get", told(1, &sp::GetRequest { key: key(), options })),
+        ("get", told(1, &sp::GetRequest { key: key(), options, local: false })),
         ("delete", told(2, &sp::DeleteRequest { key: key(), options })),
         ("questions", told(3, &questions)),
         ("answers", told(4, &sp::LinkResponse { answers: answers.collect() })),

@@ -98,7 +98,7 @@ async fn read(
     (State(store), Path(key), Query(query)): Asked,
     held: Option<Extension<Arc<Held>>>,
 ) -> Result<Response, Failed> {
-    let request = GetRequest { key: key.into(), options: options(&query)? };
+    let request = GetRequest { key: key.into(), options: options(&query)?, local: false };
     let found = store.get(request, TIMEOUT).await.map_err(Failed)?;
     if let Some(Extension(held)) = held {
         held.grow(found.value.len()).map_err(Failed)?;

@@ -18,12 +18,13 @@ use crate::core::layout::{Layout, Phase};
 use crate::core::mutants::{Mutant, planted};
 use crate::core::node::NodeId;
 use crate::core::record::{Record, Version};
-use crate::core::replica_request::{Answer, Ask};
+use crate::core::replica_request::{Answer, Ask, Page as Stretched, Stretch};
 use crate::core::token::{Epoch, Segment, Slot, Token};
 use crate::storage::StorageError;
 use crate::storage::engine::{Dead, Engine, Entry, Merged, SlotStats};
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
@@ -219,7 +220,11 @@ impl<E: Engine> Replica<E> {
                 continue;
             }
             let token = Token::of(&request.key);
-            let Some(slot) = layout.slot(self.me, layout.segments.segment(token)) else {
+            let segment = match &request.ask {
+                Ask::Page(stretch) => stretch.segment,
+                _ => layout.segments.segment(token),
+            };
+            let Some(slot) = layout.slot(self.me, segment) else {
                 // Asked for what it doesn't own at this epoch: no honest coordinator does that.
                 handled.push(Handled::Now(Answer::Silence));
                 continue;
@@ -243,6 +248,7 @@ impl<E: Engine> Replica<E> {
                     let version = self.engine.version(slot, &request.key)?;
                     handled.push(self.once_durable(token, Answer::Version(version.unwrap_or_default())));
                 }
+                Ask::Page(stretch) => handled.push(self.page(slot, stretch)?),
             }
         }
         let merged = self.merge(&entries)?;
@@ -284,6 +290,33 @@ impl<E: Engine> Replica<E> {
         }
     }
 
+    /// What is in a part of a segment.
+    fn page(&self, slot: Slot, stretch: &Stretch) -> Result<Handled, StorageError> {
+        let from = match *stretch.after >= *stretch.prefix && !stretch.after.is_empty() {
+            true => Bound::Excluded(&*stretch.after),
+            false => Bound::Included(&*stretch.prefix),
+        };
+        let mut records = self.engine.scan(slot, from, stretch.max_bytes)?;
+        let found = records.len();
+        records.retain(|(key, _)| key.starts_with(&stretch.prefix));
+        let more = match records.last().filter(|_| records.len() == found) {
+            Some((key, _)) => self.engine.scan(slot, Bound::Excluded(&**key), 0)?,
+            None => Vec::new(),
+        };
+        let last = more.first().is_none_or(|(key, _)| !key.starts_with(&stretch.prefix));
+        if stretch.keys_only {
+            let values = records.iter_mut().filter_map(|(_, record)| record.value.as_mut());
+            values.for_each(|value| *value = Bytes::new());
+        }
+        let durable = {
+            let unsynced = self.unsynced();
+            let noted = |(key, _): &(Bytes, Record)| unsynced.notes.contains_key(&Token::of(key));
+            unsynced.notes.is_empty() || planted(Mutant::UnsyncedReported) || !records.iter().any(noted)
+        };
+        let answer = Answer::Page(Stretched { records, last });
+        Ok(if durable { Handled::Now(answer) } else { Handled::AfterSync(answer) })
+    }
+
     /// Makes everything durable that was merged before the call.
     pub fn sync(&self) -> Result<(), StorageError> {
         // Not up to the last that began: what is still being merged may miss this sync.
@@ -321,7 +354,8 @@ impl<E: Engine> Replica<E> {
     ) -> Result<Page, Refusal> {
         let layout = self.guard();
         let slot = self.slot_at(&layout, epoch, segment)?;
-        let records = self.engine.scan(slot, after, max_bytes)?;
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let records = self.engine.scan(slot, from, max_bytes)?;
         Ok(Page { last: records.is_empty(), records, clock: self.clock().last() })
     }
 

@@ -6,6 +6,7 @@ use crate::core::layout::tests::ring_of;
 use crate::core::record::{MAX_CONTENT_TYPE_BYTES, Record, Version};
 use crate::storage::engine::Dead;
 use crate::storage::simulated::SimulatedEngine;
+use std::ops::Bound;
 use std::sync::{Barrier, OnceLock};
 
 /// An engine whose next merge can be held up before it does anything.
@@ -40,10 +41,10 @@ impl Engine for Gated {
     fn scan(
         &self,
         slot: Slot,
-        after: Option<&[u8]>,
+        from: Bound<&[u8]>,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Record)>, StorageError> {
-        self.engine.scan(slot, after, max_bytes)
+        self.engine.scan(slot, from, max_bytes)
     }
 
     fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {
@@ -143,4 +144,38 @@ fn a_full_disk_takes_no_pulled_page_until_there_is_room() {
     let newer = [5, 5, 4].map(|hlc| absorb(&replica, "k", written(hlc)).unwrap());
     assert_eq!(newer, [1, 0, 0]);
     assert_eq!(absorb(&replica, "k", Record::tombstone(written(6).version)).unwrap(), 0, "it is no value");
+}
+
+#[test]
+fn a_page_has_all_of_a_prefix_and_says_where_it_ends() {
+    let layout = Arc::new(ring_of(1, 1, 1));
+    let replica = Replica::new(NodeId(1), Gated::default(), layout.clone(), Clock::resume(0)).unwrap();
+    for key in ["a", "b", "ba", "bb", "bc", "c"] {
+        ask(&replica, key, Ask::Write(written(5)));
+    }
+    let page = |prefix: &'static str, after: &'static str, max_bytes, keys_only| {
+        let (prefix, after) = (prefix.into(), after.into());
+        let stretch = Stretch { segment: Segment(0), prefix, after, keys_only, max_bytes };
+        let (page, now) = match ask(&replica, "", Ask::Page(stretch.clone())) {
+            Handled::Now(Answer::Page(page)) => (page, true),
+            Handled::AfterSync(Answer::Page(page)) => (page, false),
+            other => panic!("{other:?}"),
+        };
+        assert!(page.is_of(&stretch), "{page:?}");
+        let keys: Vec<String> =
+            page.records.iter().map(|(key, _)| String::from_utf8(key.to_vec()).unwrap()).collect();
+        (keys.join(" "), page.last, now, page.bytes() - keys.concat().len())
+    };
+    assert_eq!(page("", "", 1 << 20, false), ("a b ba bb bc c".into(), true, false, 6));
+    replica.sync().unwrap();
+    assert_eq!(page("b", "", 1 << 20, false), ("b ba bb bc".into(), true, true, 4));
+    assert_eq!(page("b", "", 0, true), ("b".into(), false, true, 0));
+    assert_eq!(page("b", "bb", 0, true), ("bc".into(), true, true, 0));
+    assert_eq!(page("b", "bc", 0, true), (String::new(), true, true, 0));
+    assert_eq!(page("b", "a", 0, true), ("b".into(), false, true, 0));
+    assert_eq!(page("bd", "", 1 << 20, true), (String::new(), true, true, 0));
+    assert_eq!(page("", "c", 1 << 20, true), (String::new(), true, true, 0));
+    ask(&replica, "bb", Ask::Write(written(6)));
+    assert!(!page("b", "ba", 1 << 20, true).2, "it names what isn't durable");
+    assert!(page("c", "", 1 << 20, true).2, "this doesn't");
 }

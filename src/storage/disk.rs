@@ -389,12 +389,13 @@ impl Engine for DiskEngine {
     fn scan(
         &self,
         slot: Slot,
-        after: Option<&[u8]>,
+        from: Bound<&[u8]>,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Record)>, StorageError> {
-        let start = match after {
-            Some(after) => Bound::Excluded(stored_key(slot, after)),
-            None => Bound::Included(prefix(slot).to_vec()),
+        let start = match from {
+            Bound::Excluded(after) => Bound::Excluded(stored_key(slot, after)),
+            Bound::Included(first) => Bound::Included(stored_key(slot, first)),
+            Bound::Unbounded => Bound::Included(prefix(slot).to_vec()),
         };
         let mut found = Vec::new();
         let mut left = max_bytes;

@@ -24,6 +24,7 @@ use crate::core::token::{Slot, Token};
 use crate::storage::{StorageError, codec};
 use bytes::Bytes;
 use std::cmp::Ordering;
+use std::ops::Bound;
 use std::sync::Arc;
 
 #[cfg(test)]
@@ -132,12 +133,12 @@ pub trait Engine: Send + Sync + 'static {
     /// All that was merged or dropped before, and all that a read showed before, is durable on return.
     fn sync(&self) -> Result<(), StorageError>;
 
-    /// Records of a slot in key order after `after` (exclusive), as many as take `max_bytes` in a message;
+    /// Records of a slot in key order from `from` on, as many as take `max_bytes` in a message;
     /// at least one record if there is any. An empty answer means the end of the slot.
     fn scan(
         &self,
         slot: Slot,
-        after: Option<&[u8]>,
+        from: Bound<&[u8]>,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Record)>, StorageError>;
 
@@ -186,10 +187,10 @@ impl Engine for Arc<dyn Engine> {
     fn scan(
         &self,
         slot: Slot,
-        after: Option<&[u8]>,
+        from: Bound<&[u8]>,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Record)>, StorageError> {
-        (**self).scan(slot, after, max_bytes)
+        (**self).scan(slot, from, max_bytes)
     }
 
     fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {

@@ -143,13 +143,12 @@ impl Table {
     /// As [`Engine::scan`].
     pub(super) fn scan(
         &self,
-        after: Option<&[u8]>,
+        from: Bound<&[u8]>,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Record)>, StorageError> {
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut found = Vec::new();
         let mut left = max_bytes;
-        for cell in self.cells.range::<[u8], _>((start, Bound::Unbounded)) {
+        for cell in self.cells.range::<[u8], _>((from, Bound::Unbounded)) {
             let size = codec::paged_len(cell.key(), cell.encoded());
             if size > left && !found.is_empty() {
                 break;
@@ -222,10 +221,10 @@ impl Engine for MemoryEngine {
     fn scan(
         &self,
         slot: Slot,
-        after: Option<&[u8]>,
+        from: Bound<&[u8]>,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Record)>, StorageError> {
-        self.table(slot).map_or(Ok(Vec::new()), |table| read(&table).scan(after, max_bytes))
+        self.table(slot).map_or(Ok(Vec::new()), |table| read(&table).scan(from, max_bytes))
     }
 
     fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {

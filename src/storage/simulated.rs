@@ -26,6 +26,7 @@ use crate::storage::memory::{Cell, Table};
 use crate::storage::{StorageError, codec};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How to take one operation back.
@@ -155,10 +156,10 @@ impl Engine for SimulatedEngine {
     fn scan(
         &self,
         slot: Slot,
-        after: Option<&[u8]>,
+        from: Bound<&[u8]>,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Record)>, StorageError> {
-        self.state().slots.get(&slot).map_or(Ok(Vec::new()), |table| table.scan(after, max_bytes))
+        self.state().slots.get(&slot).map_or(Ok(Vec::new()), |table| table.scan(from, max_bytes))
     }
 
     fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {

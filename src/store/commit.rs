@@ -179,6 +179,7 @@ impl Committer {
             Ok(Some(Handled::AfterSync(answer))) => {
                 let bytes = match &answer {
                     Answer::Record(Some(record)) => record.value.as_ref().map_or(0, Bytes::len),
+                    Answer::Page(page) => page.bytes(),
                     _ => 0,
                 };
                 self.commit(bytes, done(), |asker| Job::Hold(answer, asker))

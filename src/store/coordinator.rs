@@ -9,7 +9,8 @@ use crate::core::node::{Liveness, Moment, NodeId};
 use crate::core::quorum::Consistency;
 use crate::core::read::Read;
 use crate::core::record::{Record, Version};
-use crate::core::replica_request::{Answer, Ask};
+use crate::core::replica_request::{Answer, Ask, Page, Stretch};
+use crate::core::scan::Scan;
 use crate::core::token::{Epoch, Segment};
 use crate::core::ttl::{Ttl, counts_from_ms};
 use crate::core::write::{Action, Outcome, Terms, Write};
@@ -106,6 +107,26 @@ impl Machine for Read {
     }
 }
 
+impl Machine for Scan {
+    type Value = Page;
+
+    fn outcome(&self) -> Option<&Outcome<Page>> {
+        Scan::outcome(self)
+    }
+
+    fn answered(&mut self, from: NodeId, epoch: Epoch, answer: Answer, now: Moment, out: &mut Vec<Action>) {
+        Scan::answered(self, from, epoch, answer, now, out);
+    }
+
+    fn installed(&mut self, layout: Arc<Layout>, now: Moment, store: &Store, out: &mut Vec<Action>) {
+        Scan::installed(self, layout, now, &|id| store.location().liveness(id), out);
+    }
+
+    fn tick(&mut self, now: Moment, out: &mut Vec<Action>) {
+        Scan::tick(self, now, out);
+    }
+}
+
 /// An answer that is on its way.
 enum Coming {
     Own(oneshot::Receiver<Answer>),
@@ -192,6 +213,56 @@ impl Store {
         let read = Read::start(self.location().me(), layout, segment, terms, self.now(), &liveness, &mut out);
         let (outcome, read) = self.drive(key, read, out, terms).await;
         Ok(Coordinated { outcome, epoch: read.epoch(), version: Version::ABSENT, full: Vec::new() })
+    }
+
+    /// What this node holds under a key, and at which epoch; nothing where it is no owner.
+    pub(super) async fn read_local(
+        &self,
+        key: Bytes,
+        segment: Segment,
+        terms: Terms,
+    ) -> Result<(Option<Record>, Epoch), tonic::Status> {
+        let me = self.location().me();
+        loop {
+            let layout = self.layout()?;
+            if layout.slot(me, segment).is_none() {
+                return Ok((None, layout.epoch));
+            }
+            let mut waiting = Waiting::default();
+            let answer = match self.put_question(me, layout.epoch, &key, Ask::Read).await {
+                Ok(answer) => answer,
+                Err(coming) => {
+                    waiting.coming.push((me, layout.epoch, coming));
+                    let answer = tokio::time::timeout_at(self.at(terms.deadline), waiting.next()).await;
+                    answer.map_or(Answer::Silence, |(_, _, answer)| answer)
+                }
+            };
+            match answer {
+                Answer::Record(record) => return Ok((record, layout.epoch)),
+                _ if self.now() >= terms.deadline => {
+                    return Err(crate::wire::status::unavailable("this node's disk did not answer in time"));
+                }
+                // A newer layout has just been installed.
+                _ => tokio::time::sleep(TICK).await,
+            }
+        }
+    }
+
+    /// Scans a part of a segment: what the ring has, or only what this node holds itself.
+    pub(super) async fn scan_stretch(
+        &self,
+        stretch: Stretch,
+        local: bool,
+        terms: Terms,
+    ) -> Result<Coordinated<Page>, tonic::Status> {
+        let (me, layout, mut out) = (self.location().me(), self.layout()?, Vec::with_capacity(4));
+        let liveness = |id| self.location().liveness(id);
+        let scan = match local {
+            true => Scan::local(me, layout, stretch, terms, self.now(), &mut out),
+            false => Scan::start(me, layout, stretch, terms, self.now(), &liveness, &mut out),
+        };
+        let (outcome, scan) = self.drive(Bytes::new(), scan, out, terms).await;
+        Ok(Coordinated { outcome, epoch: scan.epoch(), version: Version::ABSENT, full: Vec::new() })
     }
 
     async fn in_turn<T>(&self, terms: Terms, turn: impl Future<Output = T>) -> Result<T, tonic::Status> {
@@ -291,6 +362,12 @@ impl Store {
         ask: Ask,
     ) -> Result<Answer, Coming> {
         if node == self.location().me() {
+            if let Ask::Page(stretch) = ask {
+                let (done, answer) = oneshot::channel();
+                let store = self.clone();
+                tokio::spawn(async move { done.send(store.page(node, epoch, stretch).await) });
+                return Err(Coming::Own(answer));
+            }
             let Ok(committer) = self.committer() else { return Ok(Answer::Silence) };
             let request = Request { epoch, key: key.clone(), ask };
             let mut coming = None;
@@ -323,6 +400,7 @@ impl Store {
             }),
             Ask::Read => question::Ask::Read(ReadQuestion { epoch, key: key.clone(), version_only: false }),
             Ask::Version => question::Ask::Read(ReadQuestion { epoch, key: key.clone(), version_only: true }),
+            Ask::Page(stretch) => question::Ask::Page(convert::stretch_to(epoch, stretch)),
         };
         Err(Coming::Peer(self.0.links.ask(node, &address, layout.ring, ask)))
     }

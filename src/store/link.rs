@@ -137,7 +137,7 @@ fn size_of_ask(ask: &question::Ask) -> usize {
             Some(crate::wire::store::forwarded_request::Request::Put(put)) => put.value.len(),
             _ => 0,
         },
-        question::Ask::Read(_) => 0,
+        question::Ask::Read(_) | question::Ask::Page(_) => 0,
     }
 }
 

@@ -17,10 +17,13 @@
 //! - [`handoff`]: segments that change their owner
 //! - [`repair`]: owners that catch up on each other
 //! - `collect`: what was deleted or has expired is forgotten
+//! - `batch`: many requests in one call
+//! - `scan`: all keys, or those of a prefix
 //! - [`service`]: the gRPC services
 
 mod admission;
 pub mod answers;
+mod batch;
 mod callers;
 mod collect;
 pub mod commit;
@@ -30,6 +33,7 @@ pub mod link;
 pub mod repair;
 pub mod room;
 pub mod routing;
+mod scan;
 pub mod service;
 mod slow;
 pub mod turns;
@@ -88,6 +92,8 @@ struct Inner {
     ahead: Arc<Semaphore>,
     /// Room for pullers.
     pullers: Arc<Semaphore>,
+    /// Room for pages of scans.
+    pages: Arc<Semaphore>,
     /// What this node found that can be collected, and the epoch at which it waits with it.
     found: watch::Sender<(Epoch, Found)>,
     /// For whoever compares this node with other owners: his connections to them.
@@ -126,6 +132,7 @@ impl Store {
             budget: Budget::new(MAX_BYTES),
             ahead: Arc::new(Semaphore::new(service::MAX_AHEAD)),
             pullers: Arc::new(Semaphore::new(handoff::MAX_PULLERS)),
+            pages: Arc::new(Semaphore::new(service::MAX_PAGES)),
             found: watch::Sender::default(),
             repairing: tokio::sync::Mutex::default(),
             room: Arc::new(Room::new(free_space)),
@@ -328,6 +335,7 @@ pub(crate) fn answer_from_wire(answer: pb::answer::Answer, now_ms: u64) -> Answe
             convert::record(record, now_ms).map_or(Answer::Silence, |record| Answer::Record(Some(record)))
         }
         Wire::Version(version) => of(Answer::Version, version),
+        Wire::Page(page) => convert::page(page, now_ms).map_or(Answer::Silence, Answer::Page),
         Wire::StaleEpoch(epoch) => Answer::Stale(epoch),
         Wire::NoSpace(_) => Answer::NoSpace,
         Wire::Silence(_)
@@ -347,6 +355,7 @@ pub(crate) fn answer_to_wire(answer: Answer) -> pb::answer::Answer {
         Answer::Superseded(version) => Wire::Superseded(convert::version_to(version)),
         Answer::Record(record) => Wire::Record(record.map(convert::record_to).unwrap_or_default()),
         Answer::Version(version) => Wire::Version(convert::version_to(version)),
+        Answer::Page(page) => Wire::Page(convert::page_to(page)),
         Answer::Stale(epoch) => Wire::StaleEpoch(epoch),
         Answer::NoSpace => Wire::NoSpace(pb::Nothing {}),
         Answer::Silence => Wire::Silence(pb::Nothing {}),

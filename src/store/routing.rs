@@ -10,6 +10,7 @@ use super::link::Reply;
 use crate::core::layout::Layout;
 use crate::core::node::{Liveness, NodeId};
 use crate::core::quorum::Consistency;
+use crate::core::record::Record;
 use crate::core::token::Segment;
 use crate::core::write::{Outcome, Terms};
 use crate::location::wall_ms;
@@ -80,21 +81,30 @@ pub(crate) fn check(request: &forwarded_request::Request) -> Result<Consistency,
 }
 
 fn failure(status: &Status) -> answer::Answer {
-    answer::Answer::Failure(Failure {
+    answer::Answer::Failure(failed(status))
+}
+
+/// As it is told inside of an answer.
+pub(super) fn failed(status: &Status) -> Failure {
+    Failure {
         code: status.code().into(),
         message: status.message().to_owned(),
         outcome_unknown: status::outcome_unknown(status),
-    })
+    }
 }
 
-pub(crate) fn status_of(failure: Failure) -> Status {
-    let code = Code::from_i32(failure.code);
-    match code {
-        _ if failure.outcome_unknown => status::unknown(code, failure.message),
-        Code::Unavailable => status::unavailable(failure.message),
-        Code::ResourceExhausted => status::exhausted(failure.message),
-        _ => Status::new(code, failure.message),
-    }
+/// What a client is told of a record.
+fn found(record: Option<Record>, achieved: Consistency, epoch: u64) -> Result<GetResponse, Status> {
+    let record = record.ok_or_else(|| Status::not_found("no such key"))?;
+    let value = record.visible(wall_ms()).cloned().ok_or_else(|| Status::not_found("no such key"))?;
+    Ok(GetResponse {
+        value,
+        version: Some(convert::version_to(record.version)),
+        content_type: record.content_type,
+        consistency: convert::consistency_to(achieved),
+        epoch,
+        expires_at_ms: record.expires_at_ms,
+    })
 }
 
 impl Store {
@@ -106,8 +116,11 @@ impl Store {
         }
     }
 
-    /// Gets a value, wherever it is.
+    /// Gets a value, wherever it is, or, if so asked, only if this node holds it.
     pub async fn get(&self, get: GetRequest, timeout: Duration) -> Result<GetResponse, Status> {
+        if get.local {
+            return self.get_local(get.key, timeout).await;
+        }
         match self.route(forwarded_request::Request::Get(get), timeout).await? {
             answer::Answer::Get(response) => Ok(response),
             other => Err(nonsense(&other)),
@@ -120,6 +133,16 @@ impl Store {
             answer::Answer::Delete(response) => Ok(response),
             other => Err(nonsense(&other)),
         }
+    }
+
+    /// What this node holds under a key, if it owns it.
+    async fn get_local(&self, key: Bytes, timeout: Duration) -> Result<GetResponse, Status> {
+        convert::key(&key)?;
+        let _taken_in = self.0.admission.take_in()?;
+        let terms = self.terms(Consistency::One, false, timeout);
+        let segment = self.layout()?.segment(&key);
+        let (record, epoch) = self.read_local(key, segment, terms).await?;
+        found(record, Consistency::One, epoch)
     }
 
     async fn route(
@@ -149,7 +172,9 @@ impl Store {
                     }
                 };
                 match ended {
-                    Ended::Answer(answer::Answer::Failure(failure)) => return Err(status_of(failure)),
+                    Ended::Answer(answer::Answer::Failure(failure)) => {
+                        return Err(status::of_failure(failure));
+                    }
                     Ended::Answer(answer) => return Ok(answer),
                     Ended::NotOwner(epoch) if node != self.location().me() => {
                         self.location().catch_up(node, epoch, deadline).await;
@@ -274,17 +299,7 @@ impl Store {
                 let read = self.read(key, segment, terms).await?;
                 let epoch = read.epoch;
                 let (record, achieved) = self.ended(read, segment, terms)?;
-                let record = record.ok_or_else(|| Status::not_found("no such key"))?;
-                let now = wall_ms();
-                let value = record.visible(now).cloned().ok_or_else(|| Status::not_found("no such key"))?;
-                answer::Answer::Get(GetResponse {
-                    value,
-                    version: Some(convert::version_to(record.version)),
-                    content_type: record.content_type,
-                    consistency: convert::consistency_to(achieved),
-                    epoch,
-                    expires_at_ms: record.expires_at_ms,
-                })
+                answer::Answer::Get(found(record, achieved, epoch)?)
             }
         };
         Ok(Ended::Answer(answer))
@@ -302,7 +317,7 @@ impl Store {
     }
 
     /// An outcome as a value or a status.
-    fn ended<T>(
+    pub(super) fn ended<T>(
         &self,
         coordinated: Coordinated<T>,
         segment: Segment,

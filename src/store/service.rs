@@ -4,9 +4,10 @@ use super::answers::{Answering, Answers};
 use super::callers::Place;
 use super::commit::{Asked, Done, value_bytes};
 use super::routing::Ended;
-use super::{Store, answer_to_wire, handoff, repair};
+use super::{Store, answer_to_wire, handoff, repair, scan};
 use crate::core::node::NodeId;
-use crate::core::replica_request::{Answer, Ask};
+use crate::core::replica_request::{Answer, Ask, Stretch};
+use crate::core::token::Epoch;
 use crate::location::wall_ms;
 use crate::replica::Request as ReplicaRequest;
 use crate::wire::budget::Held;
@@ -15,8 +16,10 @@ use crate::wire::store::store_peer_server::{StorePeer, StorePeerServer};
 use crate::wire::store::store_server::{Store as StoreApi, StoreServer};
 use crate::wire::store::{self as pb, answer, question};
 use crate::wire::{MAX_MESSAGE_BYTES, status};
+use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -32,6 +35,9 @@ const HELLO: Duration = Duration::from_secs(3);
 /// What questions of a newer epoch may hold while its layout is being installed here, in KiB: 4096
 /// small ones, which is more than come in the moment that it takes. Past that they get no answer.
 pub(super) const MAX_AHEAD: usize = 65_536;
+
+/// Pages of scans that are read at once, each of which holds one of the runtime's threads for what blocks.
+pub(super) const MAX_PAGES: usize = 64;
 
 /// The service for clients.
 pub fn store_service(store: Store) -> StoreServer<Service> {
@@ -56,9 +62,13 @@ pub struct Service {
 /// How long a request may take: what its `grpc-timeout` header says, less a little, so that the
 /// answer arrives before the client has given up.
 fn timeout<T>(request: &Request<T>) -> Duration {
+    asked_timeout(request).unwrap_or(DEFAULT_TIMEOUT).min(MAX_TIMEOUT).mul_f64(0.95)
+}
+
+/// What the request's header says.
+fn asked_timeout<T>(request: &Request<T>) -> Option<Duration> {
     let header = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok());
-    let asked = header.and_then(parse_timeout).unwrap_or(DEFAULT_TIMEOUT).min(MAX_TIMEOUT);
-    asked.mul_f64(0.95)
+    header.and_then(parse_timeout)
 }
 
 /// What a request holds of the node's budget, where somebody counts it.
@@ -107,6 +117,18 @@ impl StoreApi for Service {
     ) -> Result<Response<pb::DeleteResponse>, Status> {
         let timeout = timeout(&request);
         self.store.delete(request.into_inner(), timeout).await.map(Response::new)
+    }
+
+    async fn batch(&self, request: Request<pb::BatchRequest>) -> Result<Response<pb::BatchResponse>, Status> {
+        let (timeout, held) = (timeout(&request), held(&request));
+        self.store.batch(request.into_inner(), timeout, held.as_deref()).await.map(Response::new)
+    }
+
+    type ScanStream = scan::Scanning;
+
+    async fn scan(&self, request: Request<pb::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
+        let deadline = asked_timeout(&request).and_then(|timeout| Instant::now().checked_add(timeout));
+        scan::scan(self.store.clone(), request.into_inner(), deadline).map(Response::new)
     }
 
     async fn digests(
@@ -272,6 +294,15 @@ impl Store {
                 let ask = if write.write_back { Ask::WriteBack(record) } else { Ask::Write(record) };
                 ReplicaRequest { epoch: write.epoch, key: write.key, ask }
             }
+            question::Ask::Page(page) => {
+                let (epoch, stretch) = convert::stretch(page)?;
+                let (store, answers) = (self.clone(), answers.clone());
+                tokio::spawn(async move {
+                    let answer = store.page(from, epoch, stretch).await;
+                    send_back(&answers, number, answer);
+                });
+                return Ok(());
+            }
             question::Ask::Read(read) => {
                 convert::key(&read.key)?;
                 let ask = if read.version_only { Ask::Version } else { Ask::Read };
@@ -294,6 +325,26 @@ impl Store {
             },
         }
         Ok(())
+    }
+
+    /// A page of this node's replica, which may have to be read from a disk. Silence where too many are
+    /// being read already: the asker asks again.
+    pub(super) async fn page(&self, from: NodeId, epoch: Epoch, stretch: Stretch) -> Answer {
+        let Ok(_being_read) = self.0.pages.try_acquire() else { return Answer::Silence };
+        if self.reach(from, epoch).await.is_err() {
+            return Answer::Silence;
+        }
+        let (done, answer) = oneshot::channel();
+        let request = ReplicaRequest { epoch, key: Bytes::new(), ask: Ask::Page(stretch) };
+        let asked = self.blocking(move |store| {
+            let committer = store.committer()?;
+            Ok(committer.ask(request, || Box::new(move |answer| _ = done.send(answer))))
+        });
+        match asked.await {
+            Ok(Asked::Now(answer)) => answer,
+            Ok(Asked::Later) => answer.await.unwrap_or(Answer::Silence),
+            Ok(Asked::Behind(_)) | Err(_) => Answer::Silence,
+        }
     }
 
     /// Fetches the asker's layout first, then answers.

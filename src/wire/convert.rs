@@ -1,7 +1,9 @@
 //! Checked conversions between protobuf and core types.
 
+mod pages;
 mod ring;
 
+pub use pages::{Cursor, page, page_to, page_token, page_token_to, prefix, stretch, stretch_to};
 pub use ring::{
     accepted, accepted_to, ballot, ballot_to, kind, kind_to, layout, layout_bytes, layout_from_bytes,
     layout_to, member, member_to, phase, phase_to, replicas, replicas_to, report, report_to, vote_bytes,
@@ -51,6 +53,9 @@ pub enum Malformed {
     /// A layout that contradicts itself.
     #[error(transparent)]
     Layout(#[from] BadLayout),
+    /// Not of a scan of this ring.
+    #[error("the page token is not one of this ring")]
+    PageToken,
     /// No protobuf.
     #[error("not a protobuf message of this kind")]
     Protobuf,

@@ -6,6 +6,7 @@
 //! `ErrorInfo` reason `OUTCOME_UNKNOWN`. Both details travel in the standard
 //! `grpc-status-details-bin` trailer, as `google.rpc.Status`.
 
+use super::store::Failure;
 use bytes::Bytes;
 use prost::Message;
 use tonic::{Code, Status};
@@ -84,6 +85,17 @@ pub fn exhausted(message: impl Into<String>) -> Status {
 pub fn unknown(code: Code, message: impl Into<String>) -> Status {
     let info = ErrorInfo { reason: OUTCOME_UNKNOWN.into(), domain: "thrifty".into() };
     with_detail(code, message.into(), ERROR_INFO, &info)
+}
+
+/// What a failure says that came inside of an answer.
+pub fn of_failure(failure: Failure) -> Status {
+    let code = Code::from_i32(failure.code);
+    match code {
+        _ if failure.outcome_unknown => unknown(code, failure.message),
+        Code::Unavailable => unavailable(failure.message),
+        Code::ResourceExhausted => exhausted(failure.message),
+        _ => Status::new(code, failure.message),
+    }
 }
 
 fn detail<M: Message + Default>(status: &Status, type_url: &str) -> Option<M> {

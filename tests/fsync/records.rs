@@ -7,6 +7,7 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, LazyLock, mpsc};
 use thrifty::core::clock::Clock;
 use thrifty::core::record::{Record, Version};
@@ -41,7 +42,7 @@ fn slot(segment: u16) -> Slot {
 fn everything(engine: &DiskEngine) -> Result<Records, StorageError> {
     let mut all = Records::new();
     for (slot, _) in engine.slots() {
-        let found = engine.scan(slot, None, usize::MAX)?;
+        let found = engine.scan(slot, Bound::Unbounded, usize::MAX)?;
         all.extend(found.into_iter().map(|(key, record)| ((slot, key), record)));
     }
     Ok(all)

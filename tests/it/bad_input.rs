@@ -67,11 +67,11 @@ fn keys_and_values_of_the_wrong_size() {
             assert!(refused.message().contains(word), "{refused}");
         }
         for key in [empty, long] {
-            let got = client.get(GetRequest { key: key.clone(), options: None }).await.unwrap_err();
+            let got = client.get(GetRequest { key: key.clone(), ..GetRequest::default() }).await.unwrap_err();
             let deleted = client.delete(DeleteRequest { key, options: None }).await.unwrap_err();
             assert_eq!((got.code(), deleted.code()), (Code::InvalidArgument, Code::InvalidArgument));
         }
-        let absent = client.get(GetRequest { key, options: None }).await.unwrap_err();
+        let absent = client.get(GetRequest { key, ..GetRequest::default() }).await.unwrap_err();
         assert_eq!(absent.code(), Code::NotFound);
     });
     still_serves(&rig, &nodes[0]);
@@ -119,10 +119,10 @@ fn a_message_over_the_limit_and_an_unknown_consistency() {
             client.put(PutRequest { key: "k".into(), options, ..PutRequest::default() }).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
         assert!(refused.message().contains("consistency"), "{refused}");
-        let refused = client.get(GetRequest { key: "k".into(), options }).await.unwrap_err();
+        let refused = client.get(GetRequest { key: "k".into(), options, local: false }).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
         assert_eq!(
-            client.get(GetRequest { key: "k".into(), options: None }).await.unwrap_err().code(),
+            client.get(GetRequest { key: "k".into(), ..GetRequest::default() }).await.unwrap_err().code(),
             Code::NotFound
         );
     });

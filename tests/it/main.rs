@@ -25,6 +25,7 @@ mod healing;
 mod killed;
 mod partition;
 mod removal;
+mod scan;
 mod services;
 mod stories_change;
 mod stories_crash;

@@ -154,7 +154,7 @@ fn stores_and_reads_by_way_of(rig: &Rig, node: &str) {
             let (key, value) = (Bytes::from(format!("key {at}")), Bytes::from(format!("value {at}")));
             let put = PutRequest { key: key.clone(), value: value.clone(), ..PutRequest::default() };
             client.put(put).await.unwrap();
-            let got = client.get(GetRequest { key, options: None }).await.unwrap().into_inner();
+            let got = client.get(GetRequest { key, ..GetRequest::default() }).await.unwrap().into_inner();
             assert_eq!(got.value, value);
         }
     });

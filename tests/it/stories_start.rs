@@ -109,7 +109,7 @@ fn through_one_node_only(rig: &Rig, node: &str) {
     rig.wait(async {
         let mut client = StoreClient::new(channel::lazy(&node.parse().unwrap()));
         for letter in 'A'..='Z' {
-            let request = GetRequest { key: letter.to_string().into(), options: None };
+            let request = GetRequest { key: letter.to_string().into(), ..GetRequest::default() };
             let got = client.get(request).await.unwrap().into_inner();
             assert!(
                 got.value.starts_with(letter.to_string().as_bytes()),

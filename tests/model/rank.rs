@@ -53,6 +53,7 @@ impl Put {
             Ask::Write(record) | Ask::WriteBack(record) => Put::Write(rank(record.version)),
             Ask::Read => Put::Read,
             Ask::Version => Put::Version,
+            Ask::Page(_) => unreachable!("there are no scans here"),
         }
     }
 
@@ -85,7 +86,7 @@ impl Said {
             Answer::Superseded(version) => Some(Said::Superseded(rank(*version))),
             Answer::Record(record) => Some(Said::Record(record.as_ref().map_or(0, |r| rank(r.version)))),
             Answer::Version(version) => Some(Said::Version(rank(*version))),
-            Answer::Stale(_) | Answer::NoSpace | Answer::Silence => None,
+            Answer::Stale(_) | Answer::NoSpace | Answer::Page(_) | Answer::Silence => None,
         }
     }
 

@@ -2,6 +2,7 @@
 //! facts that were written down before anything was said that depends on them.
 
 use bytes::Bytes;
+use std::ops::Bound;
 use std::sync::Arc;
 use thrifty::core::ballot::Vote;
 use thrifty::core::clock::Stamp;
@@ -33,13 +34,8 @@ impl Engine for SharedEngine {
         self.0.sync()
     }
 
-    fn scan(
-        &self,
-        slot: Slot,
-        after: Option<&[u8]>,
-        max: usize,
-    ) -> Result<Vec<(Bytes, Record)>, StorageError> {
-        self.0.scan(slot, after, max)
+    fn scan(&self, slot: Slot, from: Bound<&[u8]>, max: usize) -> Result<Vec<(Bytes, Record)>, StorageError> {
+        self.0.scan(slot, from, max)
     }
 
     fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {

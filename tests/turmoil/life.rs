@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use std::io;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use thrifty::core::clock::Stamp;
@@ -79,10 +80,10 @@ impl Engine for InLife<MemoryEngine> {
     fn scan(
         &self,
         slot: Slot,
-        after: Option<&[u8]>,
+        from: Bound<&[u8]>,
         max_bytes: usize,
     ) -> Result<Vec<(Bytes, Record)>, StorageError> {
-        self.on_disk.scan(slot, after, max_bytes)
+        self.on_disk.scan(slot, from, max_bytes)
     }
 
     fn drop_slot(&self, slot: Slot) -> Result<(), StorageError> {

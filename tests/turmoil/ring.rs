@@ -7,6 +7,7 @@ use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
+use std::ops::Bound;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -208,7 +209,7 @@ impl Ring {
                 return Some(format!("{me:.8} keeps {slot:?}, and should not at epoch {}", layout.epoch));
             }
             for slot in slots {
-                let records = match host.engine.scan(slot, None, usize::MAX) {
+                let records = match host.engine.scan(slot, Bound::Unbounded, usize::MAX) {
                     Ok(records) => records,
                     Err(error) => return Some(error.to_string()),
                 };

@@ -124,7 +124,9 @@ fn message(load: &Load, ask: Ask) -> (&'static str, Vec<u8>) {
             let put = PutRequest { key, value, options, ..PutRequest::default() };
             ("/thrifty.store.v1.Store/Put", put.encode_to_vec())
         }
-        Ask::Get(key) => ("/thrifty.store.v1.Store/Get", GetRequest { key, options }.encode_to_vec()),
+        Ask::Get(key) => {
+            ("/thrifty.store.v1.Store/Get", GetRequest { key, options, local: false }.encode_to_vec())
+        }
     }
 }
 

@@ -15,8 +15,9 @@ use thrifty::wire::location::location_peer_server::LocationPeerServer;
 use thrifty::wire::location::location_server::LocationServer;
 use thrifty::wire::store::store_server::{Store, StoreServer};
 use thrifty::wire::store::{
-    Consistency, DeleteRequest, DeleteResponse, DigestsRequest, DigestsResponse, GetRequest, GetResponse,
-    PutRequest, PutResponse, RepairRequest, RepairResponse, Version,
+    BatchRequest, BatchResponse, Consistency, DeleteRequest, DeleteResponse, DigestsRequest, DigestsResponse,
+    GetRequest, GetResponse, PutRequest, PutResponse, RepairRequest, RepairResponse, ScanRequest,
+    ScanResponse, Version,
 };
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
@@ -74,6 +75,16 @@ impl Store for NullStore {
     async fn delete(&self, _: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
         let consistency = Consistency::All.into();
         Ok(Response::new(DeleteResponse { version: Some(VERSION), consistency, epoch: EPOCH }))
+    }
+
+    async fn batch(&self, _: Request<BatchRequest>) -> Result<Response<BatchResponse>, Status> {
+        location::nothing()
+    }
+
+    type ScanStream = tokio_stream::Empty<Result<ScanResponse, Status>>;
+
+    async fn scan(&self, _: Request<ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
+        location::nothing()
     }
 
     async fn digests(&self, _: Request<DigestsRequest>) -> Result<Response<DigestsResponse>, Status> {

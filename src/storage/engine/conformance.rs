@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 macro_rules! suite {
     ($fresh:expr) => {
@@ -78,7 +79,8 @@ pub(crate) fn all(engine: &dyn Engine, slot: Slot, page_bytes: usize) -> Vec<(By
     let mut found: Vec<(Bytes, Record)> = Vec::new();
     loop {
         let after = found.last().map(|(key, _)| key.clone());
-        let page = engine.scan(slot, after.as_deref(), page_bytes).unwrap();
+        let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let page = engine.scan(slot, from, page_bytes).unwrap();
         if page.is_empty() {
             return found;
         }
@@ -101,7 +103,7 @@ pub(crate) fn counted(engine: &dyn Engine, slot: Slot) -> SlotStats {
 pub(crate) fn what_was_never_written_is_absent(engine: &dyn Engine) {
     assert_eq!(engine.get(slot(1), b"k").unwrap(), None);
     assert_eq!(engine.version(slot(1), b"k").unwrap(), None);
-    assert_eq!(engine.scan(slot(1), None, 100).unwrap(), []);
+    assert_eq!(engine.scan(slot(1), Bound::Unbounded, 100).unwrap(), []);
     assert_eq!(engine.stats(slot(1)), SlotStats::default());
     assert_eq!(engine.slots(), []);
     assert_eq!(merge(engine, &[]), []);
@@ -182,9 +184,12 @@ pub(crate) fn scans_page_in_byte_order_without_gaps_or_repeats(engine: &dyn Engi
         let found: Vec<_> = all(engine, slot(0xff), page_bytes).into_iter().map(|(key, _)| key).collect();
         assert_eq!(found, keys, "in pages of {page_bytes} bytes");
     }
-    // `after` need not exist.
-    let next = engine.scan(slot(0xff), Some(b"k\x07\x01"), 1).unwrap();
-    assert_eq!(next[0].0, &b"k\x08"[..]);
+    let first = |from: Bound<&[u8]>| engine.scan(slot(0xff), from, 1).unwrap()[0].0.clone();
+    // Where it begins need not exist.
+    assert_eq!(first(Bound::Excluded(b"k\x07\x01")), &b"k\x08"[..]);
+    assert_eq!(first(Bound::Included(b"k\x07\x01")), &b"k\x08"[..]);
+    assert_eq!(first(Bound::Excluded(b"k\x08")), &b"k\x08\0"[..]);
+    assert_eq!(first(Bound::Included(b"k\x08")), &b"k\x08"[..]);
     assert_eq!(all(engine, slot(u64::MAX), 10).len(), 1);
 }
 
@@ -199,12 +204,12 @@ pub(crate) fn a_scan_gives_at_least_one_record_and_stops_at_its_limit(engine: &d
     let value = "v".repeat(99);
     let writes: Vec<_> = (b'a'..=b'j').map(|key| entry(1, [key], 1, Some(&value))).collect();
     merge(engine, &writes);
-    let first = engine.scan(slot(1), None, 0).unwrap();
+    let first = engine.scan(slot(1), Bound::Unbounded, 0).unwrap();
     assert_eq!(first.len(), 1);
     let one = paged_len(&first[0]);
-    assert_eq!(engine.scan(slot(1), None, 3 * one).unwrap().len(), 3);
-    assert_eq!(engine.scan(slot(1), Some(b"b"), 4 * one - 1).unwrap().len(), 3);
-    assert_eq!(engine.scan(slot(1), Some(b"j"), 10 * one).unwrap(), []);
+    assert_eq!(engine.scan(slot(1), Bound::Unbounded, 3 * one).unwrap().len(), 3);
+    assert_eq!(engine.scan(slot(1), Bound::Excluded(b"b"), 4 * one - 1).unwrap().len(), 3);
+    assert_eq!(engine.scan(slot(1), Bound::Excluded(b"j"), 10 * one).unwrap(), []);
 }
 
 pub(crate) fn a_page_counts_all_of_its_records(engine: &dyn Engine) {
@@ -218,7 +223,8 @@ pub(crate) fn a_page_counts_all_of_its_records(engine: &dyn Engine) {
     let (mut found, mut limit) = (0, 100);
     while found < writes.len() {
         let after = found.checked_sub(1).map(|last| &writes[last].key[..]);
-        let page = engine.scan(slot(1), after, limit).unwrap();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let page = engine.scan(slot(1), from, limit).unwrap();
         let sizes: Vec<usize> = page.iter().map(paged_len).collect();
         assert!(sizes.len() == 1 || sizes.iter().sum::<usize>() <= limit, "{sizes:?} in {limit}");
         (found, limit) = (found + page.len(), limit + 100);

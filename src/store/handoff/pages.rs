@@ -268,7 +268,12 @@ mod tests {
             Ok(())
         }
 
-        fn scan(&self, _: Slot, _: Option<&[u8]>, _: usize) -> Result<Vec<(Bytes, Record)>, StorageError> {
+        fn scan(
+            &self,
+            _: Slot,
+            _: std::ops::Bound<&[u8]>,
+            _: usize,
+        ) -> Result<Vec<(Bytes, Record)>, StorageError> {
             Err(StorageError::corrupt("a block"))
         }
 
