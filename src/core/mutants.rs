@@ -147,7 +147,7 @@ impl Mutant {
     }
 
     /// Those that the simulator has to find.
-    pub const SIMULATED: [Mutant; 39] = [
+    pub const SIMULATED: [Mutant; 42] = [
         Mutant::UnfencedWrites,
         Mutant::UnfencedReads,
         Mutant::SnapshotBeforeInstall,
@@ -187,6 +187,9 @@ impl Mutant {
         Mutant::MajorityGivesWay,
         Mutant::LineagesShareEpochs,
         Mutant::RowsLeftShort,
+        Mutant::PageOfOne,
+        Mutant::PagesOfTwoEpochs,
+        Mutant::ShortPagesTrusted,
     ];
 
     /// Those that only a disk can show which forgets what was not synced.

@@ -340,34 +340,51 @@ impl Checker {
         floor: Version,
         linear_since: Option<u64>,
     ) -> bool {
-        let (linear, ended) = (linear_since.is_some(), Some(self.time()));
+        let ended = Some(self.time());
         let version = record.map_or(Version::ABSENT, |record| record.version);
+        let gone = self.judge("read", key, record, linear_since.map(|_| floor));
         let state = &mut self.keys[key];
-        // Nothing there: as if it had found the first thing that was forgotten since.
-        let gone = state.forgotten.range(floor..).next().copied().filter(|_| record.is_none());
-        let deleted = |version| state.written.get(version).is_some_and(|record| record.value.is_none());
-        let wrong = if record.is_some_and(|record| state.written.get(&version) != Some(record)) {
-            Some("which nobody wrote so")
-        } else if state.refused.contains(&version) {
-            Some("of which it was said that nothing was done")
-        } else if linear && version < floor && gone.is_some() {
-            None
-        } else if linear && version < floor && deleted(&floor) {
-            Some("though the key had been deleted when it began")
-        } else if linear && version < floor {
-            Some("which was older than what was there when it began")
-        } else {
-            None
-        };
         if let Some(begun) = linear_since {
             let what = What::Read(record.and_then(number));
             state.history.push(Operation { begun, ended, what });
             state.floor = state.floor.max(gone.unwrap_or(version));
         }
-        if let Some(wrong) = wrong {
-            self.fail(format!("key {key}: a read returned {version:?}, {wrong} ({floor:?})"));
-        }
         gone.is_some()
+    }
+
+    /// A scan met this, or nothing. It may not be older than what was there when it began, and binds nobody
+    /// after it.
+    pub(crate) fn scanned(&mut self, key: usize, record: Option<&Record>, floor: Option<Version>) {
+        self.judge("scan", key, record, floor);
+    }
+
+    /// Checks what somebody met; with a floor, that it isn't older. Where nothing was met: the first that was
+    /// forgotten since, which it is as if he had met.
+    fn judge(
+        &mut self,
+        who: &str,
+        key: usize,
+        record: Option<&Record>,
+        floor: Option<Version>,
+    ) -> Option<Version> {
+        let state = &self.keys[key];
+        let version = record.map_or(Version::ABSENT, |record| record.version);
+        let least = floor.unwrap_or_default();
+        let gone = state.forgotten.range(least..).next().copied().filter(|_| record.is_none());
+        let deleted = |version| state.written.get(version).is_some_and(|record| record.value.is_none());
+        let wrong = if record.is_some_and(|record| state.written.get(&version) != Some(record)) {
+            "which nobody wrote so"
+        } else if state.refused.contains(&version) {
+            "of which it was said that nothing was done"
+        } else if version >= least || gone.is_some() {
+            return gone;
+        } else if deleted(&least) {
+            "though the key had been deleted when it began"
+        } else {
+            "which was older than what was there when it began"
+        };
+        self.fail(format!("key {key}: a {who} returned {version:?}, {wrong} ({least:?})"));
+        gone
     }
 
     /// A node's wall clock shows this when it is asked what has expired.

@@ -13,6 +13,8 @@ use thrifty::core::ttl::Ttl;
 pub(crate) enum Wish {
     Put,
     Get,
+    /// All of the key's segment.
+    Scan,
     Delete,
 }
 
@@ -66,6 +68,8 @@ pub(crate) fn command(env: &mut Env) -> Command {
     };
     // After the faults mostly reads, or every key would be written anew and no owner lack anything.
     let wish = if env.healed && env.rng.chance(950) { Wish::Get } else { wish };
+    let scans = wish == Wish::Get && env.plan.scans > 0 && env.rng.chance(env.plan.scans);
+    let wish = if scans { Wish::Scan } else { wish };
     let consistency = match env.rng.below(40) {
         0..2 => Consistency::One,
         2 => Consistency::All,

@@ -7,6 +7,7 @@ use crate::client::{Command, Reply, Wish};
 use crate::counts::Kind;
 use crate::env::{Env, Event, Index, Micros, Packet, index_of};
 use crate::node::Process;
+use crate::scans::{Advance, Scanning};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ const TRIES: u32 = 3;
 enum Machine {
     Write(Write, Version),
     Read(Read),
+    Scan(Box<Scanning>),
 }
 
 /// One request under way.
@@ -76,7 +78,11 @@ impl Requests {
 impl Process {
     /// A client's request: forwards it to the key's first coordinator that is up.
     pub(crate) fn submit(&mut self, command: Command, env: &mut Env) {
-        self.route(command, TRIES, env);
+        match command.wish {
+            // Whoever is asked goes through a segment himself.
+            Wish::Scan => self.begin(self.index, command, env),
+            _ => self.route(command, TRIES, env),
+        }
         self.drain(env);
     }
 
@@ -148,7 +154,11 @@ impl Process {
         let account = env.checker.account(layout.ring, command.key);
         let (floor, begun) = (env.checker.floor(account), env.checker.time());
         let mut actions = Vec::new();
-        let machine = if command.wish == Wish::Get {
+        let machine = if command.wish == Wish::Scan {
+            let (scanning, asks) = self.begin_scan(command, env);
+            actions = asks;
+            Machine::Scan(Box::new(scanning))
+        } else if command.wish == Wish::Get {
             Machine::Read(Read::start(self.id, layout, segment, terms, now, &liveness, &mut actions))
         } else {
             let version = self.new_version(env);
@@ -227,6 +237,9 @@ impl Process {
             match &mut operation.machine {
                 Machine::Write(write, _) => write.answered(asked.to, asked.epoch, answer, now, &mut actions),
                 Machine::Read(read) => read.answered(asked.to, asked.epoch, answer, now, &mut actions),
+                Machine::Scan(scanning) => {
+                    scanning.scan.answered(asked.to, asked.epoch, answer, now, &mut actions);
+                }
             }
             self.perform(asked.operation, actions, env);
             self.conclude(asked.operation, env);
@@ -247,6 +260,7 @@ impl Process {
             match &mut operation.machine {
                 Machine::Write(write, _) => write.tick(now, &mut actions),
                 Machine::Read(read) => read.tick(now, &mut actions),
+                Machine::Scan(scanning) => scanning.scan.tick(now, &mut actions),
             }
             self.perform(number, actions, env);
             self.conclude(number, env);
@@ -263,9 +277,34 @@ impl Process {
             match &mut operation.machine {
                 Machine::Write(write, _) => write.installed(layout.clone(), &mut actions),
                 Machine::Read(read) => read.installed(layout.clone(), now, &|id| view.of(id), &mut actions),
+                Machine::Scan(scanning) => {
+                    scanning.scan.installed(layout.clone(), now, &|id| view.of(id), &mut actions);
+                }
             }
             self.perform(number, actions, env);
             self.conclude(number, env);
+        }
+    }
+
+    fn is_scan(&self, number: u64) -> bool {
+        self.requests.operations.get(&number).is_some_and(|op| matches!(op.machine, Machine::Scan(_)))
+    }
+
+    /// If the stretch has ended, goes on with the next, or says how the scan ended.
+    fn conclude_scan(&mut self, number: u64, env: &mut Env) {
+        let Some(mut operation) = self.requests.operations.remove(&number) else { return };
+        let Machine::Scan(scanning) = &mut operation.machine else { return };
+        match self.advance_scan(scanning, env) {
+            Advance::Waits => drop(self.requests.operations.insert(number, operation)),
+            Advance::Asks(actions) => {
+                self.requests.operations.insert(number, operation);
+                self.perform(number, actions, env);
+                self.conclude_scan(number, env);
+            }
+            Advance::Ended(reply) => {
+                self.requests.asked.retain(|_, asked| asked.operation != number);
+                env.after(0, Event::Replied { command: number, reply });
+            }
         }
     }
 
@@ -273,6 +312,9 @@ impl Process {
     fn conclude(&mut self, number: u64, env: &mut Env) {
         if self.has_failed() {
             return;
+        }
+        if self.is_scan(number) {
+            return self.conclude_scan(number, env);
         }
         let Some(operation) = self.requests.operations.get(&number) else { return };
         let (key, begun) = (operation.command.key, operation.begun);
@@ -287,6 +329,7 @@ impl Process {
                     conclude_write(outcome, *version, account, floor, env)
                 }
             },
+            Machine::Scan(_) => return,
             Machine::Read(read) => match read.outcome() {
                 None => return,
                 Some(outcome) => {
@@ -325,6 +368,7 @@ fn describe(machine: &Machine) -> String {
     match machine {
         Machine::Write(write, version) => format!("as write {version:?} at {}", write.epoch()),
         Machine::Read(read) => format!("as read at {}", read.epoch()),
+        Machine::Scan(scanning) => format!("as scan at {}", scanning.scan.epoch()),
     }
 }
 

@@ -103,6 +103,7 @@ pub(crate) const CALMED: &[&str] = &[
     "suspicion",
     "skew",
     "repair",
+    "scans",
     "collect",
 ];
 
@@ -129,6 +130,8 @@ pub(crate) struct Plan {
     pub(crate) lasting: usize,
     /// How many in ten requests are deletes.
     pub(crate) deletes: u64,
+    /// How many in a thousand of what would be reads go through the key's segment.
+    pub(crate) scans: u64,
     /// Whether what is dead is looked for and forgotten.
     pub(crate) collects: bool,
     /// How long it takes at most until a node has dropped what others own; 0 for no time.
@@ -220,6 +223,8 @@ impl Plan {
             keys: (0..keys).map(|key| Bytes::from(format!("k{key}"))).collect(),
             lasting: 0,
             deletes: 1,
+            // By luck of its own, so that the rest of a seed goes as if there were none.
+            scans: Rng::new(rng.clone().next() ^ 5).pick(&[0, 0, 0, 200, 800]),
             collects: false,
             tidies_within: 0,
             clients: rng.range(2, 10) as usize,
@@ -456,6 +461,7 @@ impl Plan {
                 "suspicion" => self.suspicion = 0,
                 "skew" => self.skew_ms = 0,
                 "repair" => self.repair_every = 0,
+                "scans" => self.scans = 0,
                 "collect" => self.collects = false,
                 _ => unreachable!("named in CALMED"),
             }

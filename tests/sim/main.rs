@@ -41,6 +41,7 @@ mod node;
 mod repair;
 mod rest;
 mod rng;
+mod scans;
 mod schedule;
 mod shrink;
 mod strikes;
