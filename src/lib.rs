@@ -12,6 +12,7 @@
 //! - `store`: keys and values (feature `store`)
 //! - `gateway`: the store over plain HTTP (feature `gateway`)
 //! - `node`: all of it put together (feature `location`)
+//! - `testing`: a ring inside of a test (feature `store`)
 
 #[cfg(feature = "client")]
 pub mod client;
@@ -29,6 +30,8 @@ pub mod replica;
 pub mod storage;
 #[cfg(feature = "store")]
 pub mod store;
+#[cfg(feature = "store")]
+pub mod testing;
 #[cfg(feature = "client")]
 pub mod wire;
 
