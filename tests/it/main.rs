@@ -30,5 +30,6 @@ mod services;
 mod stories_change;
 mod stories_crash;
 mod stories_start;
+mod ties;
 mod torture;
 mod wrong_start;
