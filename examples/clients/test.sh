@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Sets both clients up and tries them on a server.
+# Sets the clients up and tries them on a server.
 #
 #   test.sh [DIRECTORY OF storeserver]      default: target/debug of this repository
 #
-# All that is made lies under target/clients. python3 and node are installed with apt-get if they
-# are missing, and only then.
+# All that is made lies under target/clients. Python, Node, a C++ compiler and gRPC for it are
+# installed with apt-get if they are missing, and only then.
 set -euo pipefail
 
 passed=0 failed=0 pids=()
@@ -46,6 +46,15 @@ apt_install() {
 # Some distributions ship python3 without what makes a venv.
 python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3 python3-venv
 { command -v node && command -v npm; } >/dev/null || apt_install nodejs npm
+{ command -v g++ && command -v make && command -v protoc && command -v grpc_cpp_plugin &&
+    pkg-config --exists grpc++ protobuf libcrypto; } >/dev/null ||
+    apt_install g++ make pkg-config protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libgrpc++-dev \
+        libssl-dev
+
+# It compiles while the others are fetched.
+make --silent -j 2 -C "$here/cpp" OUT="$work/cpp" 2>"$work/logs/make" &
+making=$!
+pids+=("$making")
 
 python=$work/python/bin/python
 bash "$here/python/setup.sh" "$work/python"
@@ -55,11 +64,15 @@ bash "$here/python/setup.sh" "$work/python"
 cp "$here/node/package.json" "$here/node/client.mjs" "$work/node/"
 (cd "$work/node" && npm install --silent --ignore-scripts --no-package-lock --no-audit --no-fund --no-update-notifier)
 
+wait "$making" || { cat "$work/logs/make" >&2; exit 1; }
+
 # ---- How things are checked -----------------------------------------------------------------
 
 python_client() { "$python" "$here/python/client.py" "$@"; }
-routing_client() { "$python" "$here/python/routing.py" "$@"; }
+python_routing_client() { "$python" "$here/python/routing.py" "$@"; }
 node_client() { node "$work/node/client.mjs" "$@"; }
+cpp_client() { "$work/cpp/client" "$@"; }
+cpp_routing_client() { "$work/cpp/routing" "$@"; }
 
 # check NAME CODE STDOUT COMMAND...: the command ends with this code and prints just this.
 check() {
@@ -106,7 +119,7 @@ stop() {
     wait "$pid"
 }
 
-# ---- A server, and both clients -------------------------------------------------------------
+# ---- A server, and the clients --------------------------------------------------------------
 
 # A ring of its own: it neither looks for others on this machine nor lets itself be found.
 "$binaries/storeserver" --memory --listen 127.9.8.7:0 --bootstrap --ring "clients-test-$$" 2>"$work/logs/storeserver" &
@@ -124,7 +137,7 @@ while [ "$SECONDS" -lt "$until_ready" ]; do
 done
 [ "$code" -eq 1 ] || { cat "$work/logs/stderr" >&2; exit 1; }
 
-for client in python routing node; do
+for client in python python_routing node cpp cpp_routing; do
     run=${client}_client
     check "$client: get of what is missing" 1 '' "$run" "$at" get "$client key"
     check "$client: put" 0 '' "$run" "$at" put "$client key" 'a value: Größe 5'
@@ -144,11 +157,15 @@ check 'put by Python' 0 '' python_client "$at" put 'ключ/1' 'by Python 鍵'
 check 'get by Node' 0 'by Python 鍵' node_client "$at" get 'ключ/1'
 check 'put by Node' 0 '' node_client "$at" put 'ключ/1' 'by Node 鍵'
 check 'get by Python' 0 'by Node 鍵' python_client "$at" get 'ключ/1'
-check 'get by the owner' 0 'by Node 鍵' routing_client "$at" get 'ключ/1'
+check 'get by the owner' 0 'by Node 鍵' python_routing_client "$at" get 'ключ/1'
+check 'put by C++' 0 '' cpp_routing_client "$at" put 'ключ/1' 'by C++ 鍵'
+check 'get by Node of what C++ put' 0 'by C++ 鍵' node_client "$at" get 'ключ/1'
+check 'get by C++' 0 'by C++ 鍵' cpp_client "$at" get 'ключ/1'
 check 'del by Node' 0 '' node_client "$at" del 'ключ/1'
 check 'get of what Node deleted' 1 '' python_client "$at" get 'ключ/1'
 
-check 'the routing test' 0 '' "$python" "$here/python/test_routing.py" "$at"
+check 'the routing test in Python' 0 '' "$python" "$here/python/test_routing.py" "$at"
+check 'the routing test in C++' 0 '' "$work/cpp/test_routing" "$root/testdata/ring_vectors.json" "$at"
 
 # ---- What failures mean ---------------------------------------------------------------------
 
@@ -157,7 +174,7 @@ faulty=$!
 pids+=("$faulty")
 faulty_at=$(address "$faulty" "$work/logs/faulty")
 
-for client in python node; do
+for client in python node cpp; do
     run=${client}_client
     for write in 'put KEY value' 'del KEY'; do
         for case in UNAVAILABLE+RetryInfo:3 UNAVAILABLE:5 ABORTED:5 DEADLINE_EXCEEDED:5 INTERNAL:5 \
@@ -176,6 +193,6 @@ done
 code=0
 stop "$server" || code=$?
 check 'the server stops' 0 '' test "$code" -eq 0
-for client in python node; do
+for client in python node cpp; do
     check "$client: the server is gone" 3 '' "${client}_client" "$at" put key value
 done
