@@ -89,6 +89,15 @@ check() {
     fi
 }
 
+# fed TEXT COMMAND...: the command with this text, of which printf makes bytes, on its stdin.
+fed() { printf "$1" | "${@:2}"; }
+
+# sorted COMMAND...: the lines that it prints, in order.
+sorted() { "$@" | LC_ALL=C sort; }
+
+# codes COMMAND...: what its lines begin with.
+codes() { "$@" | cut -d ' ' -f 1 | tr '\n' ' '; }
+
 # address PID LOG: waits until the process has written where it listens, and prints that.
 address() {
     local pid=$1 log=$2 found
@@ -150,6 +159,19 @@ for client in python python_routing node cpp cpp_routing; do
     check "$client: a key that is refused" 2 '' "$run" "$at" get ''
     check "$client: no command" 2 '' "$run" "$at"
     check "$client: no value" 2 '' "$run" "$at" put key
+    check "$client: put for an hour" 0 '' "$run" "$at" put --ttl-ms 3600000 brief value
+    check "$client: get within the hour" 0 value "$run" "$at" get brief
+    check "$client: put for a millisecond" 0 '' "$run" "$at" put --ttl-ms 1 brief value
+    check "$client: get after it" 1 '' "$run" "$at" get brief
+    check "$client: put for no time" 2 '' "$run" "$at" put --ttl-ms 0 brief value
+    check "$client: put for no number" 2 '' "$run" "$at" put --ttl-ms -1 brief value
+    check "$client: batch of writes" 0 $'0 done\n0 done\n0 done\n' \
+        fed "put $client/1 one\nput $client/2 Größe 5\nput $client/3 " "$run" "$at" batch
+    check "$client: batch" 1 $'0 Größe 5\n0 \n1 NOT_FOUND: no such key\n0 done\n' \
+        fed "get $client/2\nget $client/3\nget $client/4\ndel $client/1\n" "$run" "$at" batch
+    check "$client: batch with one that is refused" 2 '' fed "del $client/2\nget $client/2 3\n" "$run" "$at" batch
+    check "$client: ls" 0 "$client/2"$'\n'"$client/3"$'\n' sorted "$run" "$at" ls "$client/"
+    check "$client: ls of nothing" 0 '' "$run" "$at" ls "$client//"
     check "$client: no node" 3 '' "$run" 127.9.8.7:1 get key
 done
 
@@ -185,6 +207,18 @@ for client in python node cpp; do
     done
     for case in UNAVAILABLE:3 DEADLINE_EXCEEDED:3 NOT_FOUND:1; do
         check "$client: get ${case%:*}" "${case#*:}" '' "$run" "$faulty_at" get "${case%:*}"
+    done
+    for case in UNAVAILABLE+RetryInfo:3 UNAVAILABLE:5 DEADLINE_EXCEEDED:5 INVALID_ARGUMENT:2; do
+        check "$client: batch ${case%:*}" "${case#*:}" '' fed "del ${case%:*}\nget a\n" "$run" "$faulty_at" batch
+    done
+    check "$client: batch of gets" 3 '' fed 'get UNAVAILABLE\nget a\n' "$run" "$faulty_at" batch
+    check "$client: batch without results" 5 '' fed 'get few\nput a b\n' "$run" "$faulty_at" batch
+    check "$client: batch of which items fail" 5 '5 3 1 5 3 2 3 ' codes \
+        fed 'put each a\nget ABORTED?\nget NOT_FOUND\ndel ABORTED?\nput UNAVAILABLE a\ndel INVALID_ARGUMENT\nget OUT_OF_RANGE' "$run" "$faulty_at" batch
+    check "$client: batch of which gets fail" 3 '3 3 ' codes fed 'get each\nget ABORTED?\n' "$run" "$faulty_at" batch
+    check "$client: ls of a stream that breaks" 0 '0 1 2 3 4 5 6 7 8 9 the ' codes "$run" "$faulty_at" ls broken
+    for case in UNAVAILABLE:3 INVALID_ARGUMENT:2; do
+        check "$client: ls ${case%:*}" "${case#*:}" '' "$run" "$faulty_at" ls "${case%:*}"
     done
 done
 

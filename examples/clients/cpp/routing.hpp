@@ -3,7 +3,7 @@
 //     routing [HOST:PORT] put KEY VALUE | get KEY | del KEY
 //
 // HOST:PORT is any node of the ring: it is asked for the layout. The rest is as with client.hpp.
-// Which node was chosen is said on stderr.
+// Which node was chosen is said on stderr. What concerns many keys is asked of HOST:PORT itself.
 #pragma once
 
 #include <algorithm>
@@ -70,8 +70,10 @@ inline pb::Layout fetch_layout(const client::Channel& channel) {
     return client::call(*pb::Location::NewStub(channel), &pb::Location::Stub::GetLayout, {}, false).layout();
 }
 
-// A channel to a key's owner; to the seed if no owner can be reached, for every node forwards.
+// A channel to a key's owner; to the seed if there is no one key or no owner can be reached, for
+// every node forwards.
 inline client::Channel owners_channel(const std::string& seed, const std::string& key) {
+    if (key.empty()) return client::connected(seed);
     auto layout = fetch_layout(client::connected(seed));
     auto addresses = owners(layout, key);
     addresses.push_back(seed);

@@ -3,7 +3,7 @@
     python routing.py [HOST:PORT] put KEY VALUE | get KEY | del KEY
 
 HOST:PORT is any node of the ring: it is asked for the layout. The rest is as with client.py. Which
-node was chosen is said on stderr.
+node was chosen is said on stderr. What concerns many keys is asked of HOST:PORT itself.
 """
 
 import hashlib
@@ -55,7 +55,10 @@ def fetch_layout(channel):
 
 
 def owners_channel(seed, key):
-    """A channel to a key's owner; to the seed if no owner can be reached, for every node forwards."""
+    """A channel to a key's owner; to the seed if there is no one key or no owner can be reached, for
+    every node forwards."""
+    if key is None:
+        return client.connected(seed)
     with client.connected(seed) as channel:
         layout = fetch_layout(channel)
     for address in [owner.address for owner in owners(layout, key)] + [seed]:
