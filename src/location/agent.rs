@@ -19,9 +19,9 @@ use crate::core::membership::{Membership, Message, Output};
 use crate::core::node::{Address, Generation, Liveness, Moment, NodeId};
 use crate::core::token::Epoch;
 use crate::news;
-use crate::storage::StorageError;
 use bytes::Bytes;
 use foca::Timer;
+use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -66,6 +66,8 @@ pub enum Event {
     Leave,
     /// This node is to stop.
     Stop,
+    /// Whoever waits for this to be dropped knows that the loop turns.
+    Alive(oneshot::Sender<Infallible>),
 }
 
 /// Starts a node's part in a ring: returns at once, with the handle and the task that finds a ring
@@ -93,6 +95,7 @@ pub fn start(
         peers: Default::default(),
         fetches: Default::default(),
         events,
+        at_disk: Default::default(),
         departed: watch::channel(None).0,
     };
     let location = Location { shared: Arc::new(shared) };
@@ -123,7 +126,7 @@ async fn take_part(
                 if !layout.is_member(state.id) {
                     // It stopped between installing this layout and noting what it means.
                     let vault = state.vault();
-                    blocking(move || state::save_removal(&*vault, &layout)).await?;
+                    location.at_disk(move || state::save_removal(&*vault, &layout)).await?;
                     return Ok(Departure::Removed);
                 }
                 news!("resuming as a member of ring {} ({} members)", layout.name, layout.members.len());
@@ -169,15 +172,6 @@ struct Agent {
     rival: Option<(Instant, bool)>,
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
-) -> Result<T, StorageError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
-}
-
 impl Agent {
     /// Makes this node a member of the ring of this layout, which becomes durable first.
     async fn enter(
@@ -188,7 +182,7 @@ impl Agent {
         founded: bool,
     ) -> Result<Agent, LocationError> {
         let (vault, saved) = (state.vault(), layout.clone());
-        blocking(move || state::save_layout(&*vault, &saved)).await?;
+        location.at_disk(move || state::save_layout(&*vault, &saved)).await?;
         let identity = Identity::new(state.id, state.generation, location.address());
         let patience = location.shared.config.patience;
         let membership = Membership::new(state.id, layout.clone(), state.vote.clone(), patience);
@@ -266,13 +260,12 @@ impl Agent {
             Stage::Seeking(Vec::new());
         let (mut state, last) = (self.state, self.membership.layout().clone());
         state.left = Some(last.clone());
-        blocking(move || {
+        let begin_again = move || {
             state::save_departure(&*state.vault(), &last)?;
             // Another life of the same node, for gossip to tell them apart.
             state.raise_generation(state.generation + 1).map(|()| state)
-        })
-        .await
-        .map_err(LocationError::from)
+        };
+        self.location.at_disk(begin_again).await.map_err(LocationError::from)
     }
 
     async fn on(&mut self, event: Event) -> Result<Option<Departure>, LocationError> {
@@ -352,6 +345,7 @@ impl Agent {
                 }
             }
             Event::Stop => return Ok(Some(Departure::Stopped)),
+            Event::Alive(_) => {}
         }
         Ok(None)
     }
@@ -431,7 +425,7 @@ impl Agent {
                 Output::Persist => {
                     let (vault, vote) = (self.state.vault(), self.membership.vote().clone());
                     let target = self.membership.layout().epoch + 1;
-                    blocking(move || state::save_vote(&*vault, target, &vote)).await?;
+                    self.location.at_disk(move || state::save_vote(&*vault, target, &vote)).await?;
                 }
                 Output::Send(to, message) => {
                     let answers = matches!(

@@ -16,6 +16,7 @@
 //! - [`discovery`]: finding a ring, or that there is none
 //! - `entry`: being taken into a ring, or making one
 //! - [`agent`]: the event loop
+//! - [`pulse`]: what a node is at, and whether it lives
 //! - [`service`]: the gRPC services
 
 pub mod agent;
@@ -23,6 +24,7 @@ pub mod discovery;
 mod entry;
 pub mod gossip;
 pub mod peers;
+pub mod pulse;
 pub mod service;
 pub mod state;
 
@@ -39,7 +41,7 @@ use peers::Peers;
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
@@ -254,6 +256,8 @@ struct Shared {
     peers: Peers,
     fetches: Mutex<HashMap<NodeId, Fetch>>,
     events: mpsc::Sender<agent::Event>,
+    /// The agent waits for the disk.
+    at_disk: AtomicBool,
     departed: watch::Sender<Option<Departure>>,
 }
 

@@ -1,6 +1,6 @@
 //! Calls to other nodes: they run beside the loop and come back as events.
 
-use super::{Agent, Event, blocking};
+use super::{Agent, Event};
 use crate::core::membership::Message;
 use crate::core::node::NodeId;
 use crate::location::LocationError;
@@ -56,7 +56,7 @@ impl Agent {
         let errands = self.gossip.errands();
         if let Some(generation) = errands.renewed {
             let mut state = self.state.clone();
-            blocking(move || state.raise_generation(generation)).await?;
+            self.location.at_disk(move || state.raise_generation(generation)).await?;
             self.state.generation = generation;
         }
         for (after, timer) in errands.timers {

@@ -1,6 +1,6 @@
 //! Layouts that this node installs, and what each makes of it.
 
-use super::{Agent, Event, blocking};
+use super::{Agent, Event};
 use crate::core::layout::{Layout, Phase, Standing};
 use crate::core::membership::Output;
 use crate::core::node::{Liveness, NodeId};
@@ -49,7 +49,7 @@ impl Agent {
             return Ok(false);
         }
         let (vault, saved) = (self.state.vault(), layout.clone());
-        blocking(move || state::save_layout(&*vault, &saved)).await?;
+        self.location.at_disk(move || state::save_layout(&*vault, &saved)).await?;
         self.apply(layout.clone()).await?;
         let now = self.now();
         self.membership.installed(layout.clone(), now);
@@ -61,7 +61,7 @@ impl Agent {
     pub(super) async fn apply(&mut self, layout: Arc<Layout>) -> Result<(), LocationError> {
         self.abort_gathering();
         let (host, installed) = (self.host.clone(), layout.clone());
-        blocking(move || host.install(installed)).await?;
+        self.location.at_disk(move || host.install(installed)).await?;
         let now = Instant::now();
         for id in layout.ids() {
             self.members.expected.entry(id).or_insert(now);
@@ -104,11 +104,11 @@ impl Agent {
         }
         let (vault, last, left) =
             (self.state.vault(), self.membership.layout().clone(), self.leaving_since.is_some());
-        blocking(move || match left {
+        let note = move || match left {
             true => state::save_departure(&*vault, &last),
             false => state::save_removal(&*vault, &last),
-        })
-        .await?;
+        };
+        self.location.at_disk(note).await?;
         Ok(Some(if left { Departure::Left } else { Departure::Removed }))
     }
 
