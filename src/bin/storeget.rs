@@ -45,7 +45,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    common::run(TOOL, 1, get(Cli::parse()))
+    common::run(TOOL, 1, get(common::parse()))
 }
 
 async fn get(cli: Cli) -> Result<(), Failure> {

@@ -57,7 +57,7 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    common::run(TOOL, 1, put(Cli::parse()))
+    common::run(TOOL, 1, put(common::parse()))
 }
 
 async fn put(cli: Cli) -> Result<(), Failure> {

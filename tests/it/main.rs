@@ -26,6 +26,7 @@ mod killed;
 mod partition;
 mod removal;
 mod scan;
+mod service;
 mod services;
 mod stories_change;
 mod stories_crash;

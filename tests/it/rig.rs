@@ -91,6 +91,7 @@ fn program(name: &str) -> &'static str {
         "storeput" => env!("CARGO_BIN_EXE_storeput"),
         "storeget" => env!("CARGO_BIN_EXE_storeget"),
         "storectl" => env!("CARGO_BIN_EXE_storectl"),
+        "storebench" => env!("CARGO_BIN_EXE_storebench"),
         _ => panic!("no program is called {name}"),
     }
 }
@@ -104,7 +105,8 @@ fn command(name: &str, folder: &Path, namespace: Option<&str>) -> Command {
     }
     command.current_dir(folder);
     for (variable, _) in std::env::vars_os() {
-        if variable.to_string_lossy().starts_with("THRIFTY_") {
+        let name = variable.to_string_lossy();
+        if name.starts_with("THRIFTY_") || name == "NOTIFY_SOCKET" {
             command.env_remove(variable);
         }
     }
@@ -208,11 +210,17 @@ impl Rig {
 
     /// Starts a server with just these arguments.
     pub(crate) fn spawn(&self, name: &str, arguments: &[&str]) -> Node<'_> {
-        self.spawn_in(None, name, arguments)
+        self.spawn_with(&[], name, arguments)
     }
 
-    fn spawn_in(&self, namespace: Option<&str>, name: &str, arguments: &[&str]) -> Node<'_> {
-        let mut command = command(name, self.folder(), namespace);
+    /// Starts a server with just these arguments and these variables in its environment.
+    pub(crate) fn spawn_with(&self, variables: &[(&str, &str)], name: &str, arguments: &[&str]) -> Node<'_> {
+        let mut command = command(name, self.folder(), None);
+        command.envs(variables.iter().copied());
+        self.spawn_as(command, name, arguments)
+    }
+
+    fn spawn_as(&self, mut command: Command, name: &str, arguments: &[&str]) -> Node<'_> {
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let number = lock(&self.logs).len() + 1;
@@ -233,7 +241,7 @@ impl Rig {
         Node {
             rig: self,
             name: String::new(),
-            namespace: namespace.map(str::to_owned),
+            namespace: None,
             options: Vec::new(),
             child,
             log,
@@ -267,7 +275,9 @@ impl Rig {
             all.extend(["--data-dir", data.to_str().unwrap()]);
         }
         all.extend(arguments);
-        let mut node = self.spawn_in(namespace, "storeserver", &all);
+        let command = command("storeserver", self.folder(), namespace);
+        let mut node = self.spawn_as(command, "storeserver", &all);
+        node.namespace = namespace.map(str::to_owned);
         name.clone_into(&mut node.name);
         node.options = arguments.iter().map(|&argument| argument.to_owned()).collect();
         node

@@ -4,9 +4,11 @@
 //! what went wrong and what helps. The exit codes are part of the interface: 0 ok, 1 not found,
 //! 2 usage, 3 unavailable and nothing done, 4 differs or conflict, 5 outcome unknown.
 
+mod command_line;
 pub(crate) mod duration;
 pub(crate) mod options;
 
+use clap::Parser;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -62,6 +64,12 @@ impl From<ClientError> for Failure {
         };
         Failure::new(exit, format!("{error}{hint}"))
     }
+}
+
+/// Reads a tool's command line, or ends the program with a message.
+pub(crate) fn parse<T: Parser>() -> T {
+    let matches = command_line::matches(T::command(), "1");
+    T::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
 /// Runs a tool to its exit code, on one thread or several, and says on stderr why it failed if it

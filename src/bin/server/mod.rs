@@ -1,6 +1,8 @@
 //! What `storeserver` and `location` share: options, the choice of directory and port, signals and
 //! what is said on stderr.
 
+#[path = "../common/command_line.rs"]
+mod command_line;
 #[path = "../common/duration.rs"]
 mod duration;
 mod exit;

@@ -1,6 +1,7 @@
 //! The servers' options.
 
-use super::duration;
+use super::{command_line, duration};
+use clap::builder::FalseyValueParser;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -44,7 +45,7 @@ pub(crate) struct Options {
 
     /// Listen on other addresses than loopback, without encryption: anybody who can reach the port can
     /// then read and change everything.
-    #[arg(long)]
+    #[arg(long, env = "THRIFTY_INSECURE", value_parser = FalseyValueParser::new())]
     insecure: bool,
 
     /// A node to ask, instead of scanning this machine; may be given several times.
@@ -92,30 +93,30 @@ pub(crate) struct Options {
 
     /// How long to wait, on leaving, for others to take over. This and the other times are seconds, or a
     /// number and a unit: 500ms, 30s, 5m, 2h, 7d.
-    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = at_least::<0>)]
+    #[arg(long, value_name = "TIME", default_value = "1m", env = "THRIFTY_LEAVE_TIMEOUT", value_parser = at_least::<0>)]
     leave_timeout: Duration,
 
     /// After how long a member that is down is removed from the ring: at least 5s, since a busy node may be
     /// silent for as long. The same on all nodes, any of which may be the one that decides.
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = at_least::<5>)]
+    #[arg(long, value_name = "TIME", default_value = "5m", env = "THRIFTY_REMOVE_AFTER", value_parser = at_least::<5>)]
     remove_after: Duration,
 
     /// After how long without progress a handover is given up and tried again later.
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = at_least::<2>)]
+    #[arg(long, value_name = "TIME", default_value = "30s", env = "THRIFTY_PULL_TIMEOUT", value_parser = at_least::<2>)]
     pull_timeout: Duration,
 
     /// How often what was deleted or has expired is looked for, at most, and then forgotten by all its
     /// owners; for the first time a tenth of it after the start.
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = at_least::<1>)]
+    #[arg(long, value_name = "TIME", default_value = "1h", env = "THRIFTY_COLLECT_EVERY", value_parser = at_least::<1>)]
     collect_every: Duration,
 
     /// What SIGTERM does: `leave` hands over and leaves the ring, `stop` stays a member (for a service
-    /// manager that starts the node again).
-    #[arg(long, value_enum, default_value = "leave")]
+    /// manager that starts the node again). Ctrl-C always leaves.
+    #[arg(long, value_name = "HOW", value_enum, default_value = "leave", env = "THRIFTY_ON_TERM")]
     on_term: OnTerm,
 
     /// Threads that serve; by default one, or more on a machine with many cores.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", env = "THRIFTY_THREADS", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
 }
 
@@ -147,6 +148,7 @@ Examples:
                                      a member that moved to another port
 
 Ctrl-C hands this node's keys to the others and leaves the ring.
+A service manager that sets NOTIFY_SOCKET is told when the node serves, what it is at, and that it lives.
 
 Exit codes: 0 ok, 2 wrong usage, 3 unavailable (a port or directory in use, a disk that fails), 4 conflict
 (a directory or a ring of another name, kind or format).";
@@ -170,8 +172,8 @@ impl Options {
             Kind::Location => ("location", "Runs a node of the location service alone", LOCATION_EXAMPLES),
         };
         let command = Options::command().name(name).about(about).after_help(examples);
-        let options =
-            Options::from_arg_matches(&command.clone().get_matches()).unwrap_or_else(|error| error.exit());
+        let matches = command_line::matches(command.clone(), "8");
+        let options = Options::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
         match Parsed::new(options) {
             Ok(parsed) => parsed,
             Err(Usage(why)) => command.clone().error(clap::error::ErrorKind::ValueValidation, why).exit(),

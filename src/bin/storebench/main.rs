@@ -29,14 +29,13 @@ mod tally;
 mod workload;
 
 use args::{Cli, Command};
-use clap::Parser;
 use std::process::ExitCode;
 use workload::Mode;
 
 const TOOL: &str = "storebench";
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    match common::parse::<Cli>().command {
         Command::Put(load) => common::run(TOOL, load.threads, load::run(load, Mode::Put)),
         Command::Get(load) => common::run(TOOL, load.threads, load::run(load, Mode::Get)),
         Command::Mix { load, read_ratio } => {

@@ -18,14 +18,13 @@ mod status;
 mod table;
 
 use args::{Cli, Command};
-use clap::Parser;
 use common::Failure;
 use std::process::ExitCode;
 
 const TOOL: &str = "storectl";
 
 fn main() -> ExitCode {
-    common::run(TOOL, 1, control(Cli::parse()))
+    common::run(TOOL, 1, control(common::parse()))
 }
 
 async fn control(Cli { target, command }: Cli) -> Result<(), Failure> {
