@@ -1,6 +1,128 @@
-//! What the programs read from their environment, and tell of themselves.
+//! A node as a service: what its manager is told, what its signals do, and what the programs tell of
+//! themselves.
 
-use crate::rig::{Rig, Signal};
+use crate::rig::{Node, Rig, Signal, until};
+use std::net::TcpListener;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Within which the watchdog wants to hear of the node.
+const WATCHDOG: Duration = Duration::from_secs(1);
+
+/// How long the next word may take.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Stands in for the service manager.
+struct Manager {
+    socket: UnixDatagram,
+    path: PathBuf,
+    watchdog: String,
+}
+
+impl Manager {
+    fn new(rig: &Rig) -> Self {
+        let path = rig.folder().join("notify");
+        let watchdog = WATCHDOG.as_micros().to_string();
+        Manager { socket: UnixDatagram::bind(&path).unwrap(), path, watchdog }
+    }
+
+    /// What a service manager sets in a process' environment.
+    fn variables(&self) -> [(&str, &str); 2] {
+        [("NOTIFY_SOCKET", self.path.to_str().unwrap()), ("WATCHDOG_USEC", &self.watchdog)]
+    }
+
+    /// The next message, if one comes within this time.
+    fn within(&self, time: Duration) -> Option<String> {
+        let mut message = [0; 4096];
+        self.socket.set_read_timeout(Some(time)).unwrap();
+        let length = self.socket.recv(&mut message).ok()?;
+        Some(String::from_utf8(message[..length].to_vec()).unwrap())
+    }
+
+    /// All that is said until this is, which is the last.
+    #[track_caller]
+    fn hears(&self, word: &str) -> Vec<String> {
+        let mut heard = Vec::new();
+        while let Some(message) = self.within(SOON) {
+            heard.push(message.clone());
+            if message.contains(word) {
+                return heard;
+            }
+        }
+        panic!("{word:?} is not among {heard:?}")
+    }
+
+    /// A node of a ring, started by this.
+    fn starts<'r>(&self, rig: &'r Rig, listen: &str, peer: &str) -> Node<'r> {
+        let data = rig.data("managed");
+        let arguments = ["--listen", listen, "--ring", rig.ring(), "--data-dir", data.to_str().unwrap()];
+        let arguments = [&arguments[..], &["--peer", peer, "--on-term", "stop"]].concat();
+        rig.spawn_with(&self.variables(), "storeserver", &arguments)
+    }
+}
+
+#[test]
+fn a_service_manager_is_told_when_a_node_serves_that_it_lives_and_that_it_goes() {
+    let rig = Rig::new();
+    let manager = Manager::new(&rig);
+    let peer = TcpListener::bind(rig.any_port()).unwrap().local_addr().unwrap().to_string();
+    let mut node = manager.starts(&rig, &rig.any_port(), &peer);
+    let (address, id) = (node.address(), node.id());
+    let heard = manager.hears("WATCHDOG=1");
+    assert_eq!(heard[0], format!("STATUS=looking for ring {}\n", rig.ring()));
+    assert!(!heard.concat().contains("EXTEND_TIMEOUT_USEC"), "nobody has taken it in: {heard:?}");
+
+    let _first = rig.node("1", &peer, &["--bootstrap"]);
+    let heard = manager.hears("READY=1");
+    let serves = format!("STATUS=serving ring {} of 2\n", rig.ring());
+    assert_eq!(heard.last(), Some(&format!("READY=1\n{serves}")), "{heard:?}");
+    assert!(heard.concat().contains("STATUS=joining"), "{heard:?}");
+
+    for _ in 0..3 {
+        manager.hears("WATCHDOG=1");
+    }
+    node.signal(Signal::STOP);
+    // One may be on its way.
+    let _last = manager.within(Duration::from_millis(100));
+    assert_eq!(manager.within(2 * WATCHDOG), None, "it hangs");
+    node.signal(Signal::CONT);
+    manager.hears("WATCHDOG=1");
+
+    node.signal(Signal::TERM);
+    let heard = manager.hears("STOPPING=1").pop().unwrap();
+    assert!(heard.contains("EXTEND_TIMEOUT_USEC=") && heard.contains("STATUS=stopping"), "{heard:?}");
+    node.ends_well();
+    let mut again = manager.starts(&rig, &address, &peer);
+    assert_eq!(again.id(), id);
+    let heard = manager.hears("READY=1").concat();
+    assert!(heard.contains(&serves) && !heard.contains("STATUS=looking"), "{heard:?}");
+    again.interrupt();
+    manager.hears("STATUS=leaving");
+    again.ends_well();
+    again.says("left");
+}
+
+#[test]
+fn on_term_stop_moves_nothing() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(1);
+    nodes.push(rig.node("2", &rig.any_port(), &["--peer", &nodes[0].address(), "--on-term", "stop"]));
+    let before = rig.settled(&nodes);
+    rig.tool("storeput", &["--peer", &nodes[0].address(), "a", "apple"]).silent();
+    nodes[1].signal(Signal::TERM);
+    nodes[1].ends_well();
+    assert_eq!(nodes[1].stderr().lines().last(), Some("stopped"));
+    rig.sees_down(&nodes[0].address(), &nodes[1].address());
+    let stopped = nodes.pop().unwrap();
+    nodes.push(stopped.start_again());
+    assert_eq!(rig.settled(&nodes).epoch, before.epoch, "the ring has changed");
+    let got = until("both serve", || {
+        let got = rig.tool("storeget", &["--peer", &nodes[1].address(), "--strict", "a"]);
+        (got.code == Some(0)).then(|| got.ok())
+    });
+    assert_eq!(got, "apple");
+}
 
 #[test]
 fn options_come_from_the_environment_too_and_nothing_is_as_good_as_unset() {

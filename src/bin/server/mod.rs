@@ -6,11 +6,13 @@ mod command_line;
 #[path = "../common/duration.rs"]
 mod duration;
 mod exit;
+mod notify;
 mod options;
 mod place;
 mod talk;
 
 use anyhow::{Context, bail};
+use notify::Manager;
 use options::{Options, Parsed};
 use place::Place;
 use std::net::SocketAddr;
@@ -70,11 +72,12 @@ fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
 fn lives(kind: Kind, options: &Parsed, threads: usize) -> anyhow::Result<()> {
     let (commands, mut inbox) = mpsc::channel(4);
     listen_to_signals(commands, options.on_term)?;
+    let manager = Manager::of(&options.ring);
     let mut memory = Arc::new(MemoryVault::new());
     let mut again = None;
     loop {
         let runtime = runtime(threads)?;
-        let ended = runtime.block_on(live(kind, options, &memory, again, &mut inbox));
+        let ended = runtime.block_on(live(kind, options, &memory, again, &mut inbox, &manager));
         let removed = ended.as_ref().is_ok_and(|life| life.departure == Departure::Removed);
         // What still runs beside (a scan for a puller, say) must not hold up the exit; but a
         // directory must be let go of before it is opened again.
@@ -113,6 +116,9 @@ fn is_let_go(directory: &Weak<DataDir>) -> bool {
     directory.strong_count() == 0
 }
 
+/// What a node that stops does to its ring.
+const STAYS: &str = "stopping, and staying in";
+
 /// How one life of a node ended.
 struct Life {
     departure: Departure,
@@ -126,6 +132,7 @@ async fn live(
     memory: &Arc<MemoryVault>,
     again: Option<SocketAddr>,
     inbox: &mut mpsc::Receiver<Command>,
+    manager: &Manager,
 ) -> anyhow::Result<Life> {
     let Place { listener, address, directory, replaces } = place::choose(kind, options, again).await?;
     let bound = listener.local_addr().context("the bound address can't be read")?;
@@ -160,15 +167,26 @@ async fn live(
     let node = Node { address, state, durable: directory.is_some(), config, role };
     // The node gets a channel of its own, so that it can be run again.
     let (commands, own) = mpsc::channel(4);
-    let mut running = std::pin::pin!(node::run(listener, node, own));
-    let departure = loop {
+    let (location, running) = node::start(listener, node, own);
+    let mut running = std::pin::pin!(running);
+    let mut following = std::pin::pin!(manager.follow(&location));
+    let ended = loop {
         tokio::select! {
-            ended = &mut running => break ended?,
+            ended = &mut running => break ended,
+            never = &mut following => match never {},
             Some(command) = inbox.recv() => {
+                manager.goes(if command == Command::Leave { "leaving" } else { STAYS }).await;
                 let _node_gone = commands.send(command).await;
             }
         }
     };
+    match ended {
+        Ok(Departure::Left) => manager.goes("left").await,
+        Ok(Departure::Stopped) => manager.goes(STAYS).await,
+        Ok(Departure::Removed) => {}
+        Err(_) => manager.goes("failed in").await,
+    }
+    let departure = ended?;
     Ok(Life { departure, bound, directory: directory.as_ref().map_or(Weak::new(), Arc::downgrade) })
 }
 
