@@ -73,6 +73,11 @@ bench:
 dist:
     cargo build --profile dist --bins
 
+# A Debian package of them, with a service of systemd.
+package: dist
+    command -v cargo-deb >/dev/null || cargo install cargo-deb --locked
+    bash packaging/package.sh target/dist
+
 # A ring of three against one node and against a server that does nothing.
 compare:
     bash benches/compare.sh
