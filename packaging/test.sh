@@ -22,7 +22,7 @@ command -v dpkg-deb >/dev/null || leave_out "the Debian package, for this is no 
 cargo deb --version >/dev/null 2>&1 || { step "cargo-deb"; cargo install cargo-deb --locked --quiet; }
 
 step "the package"
-package=$(packaging/package.sh "$built" --fast --strip)
+package=$(packaging/package.sh "$built" --fast)
 files=$(dpkg-deb -c "$package")
 for program in target/packaging/dist/*; do
   [ -f "$program" ] || continue
