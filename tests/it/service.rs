@@ -125,6 +125,19 @@ fn on_term_stop_moves_nothing() {
 }
 
 #[test]
+fn a_second_signal_ends_a_node_at_once() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(2);
+    nodes[0].kill();
+    // Nobody is left to take over, and a ring of two that lost one can't change.
+    nodes[1].interrupt();
+    nodes[1].says("leaving");
+    nodes[1].signal(Signal::TERM);
+    nodes[1].ends_well();
+    nodes[1].says("stopping at once; this node stays a member");
+}
+
+#[test]
 fn options_come_from_the_environment_too_and_nothing_is_as_good_as_unset() {
     let rig = Rig::new();
     let (listen, data) = (rig.any_port(), rig.data("1"));
