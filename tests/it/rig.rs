@@ -97,7 +97,7 @@ fn program(name: &str) -> &'static str {
 }
 
 /// A program about to be started in a folder, and in a network namespace if one is named. What the
-/// tester's own shell says of rings must not reach it.
+/// tester's own shell says of rings, or a service manager above it, must not reach it.
 fn command(name: &str, folder: &Path, namespace: Option<&str>) -> Command {
     let mut command = Command::new(namespace.map_or(program(name), |_| "ip"));
     if let Some(namespace) = namespace {
