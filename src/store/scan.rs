@@ -5,14 +5,17 @@
 
 use super::Store;
 use crate::core::quorum::Consistency;
+use crate::core::record::MAX_VALUE_BYTES;
 use crate::core::replica_request::{Page, Stretch};
 use crate::core::token::Segment;
 use crate::location::wall_ms;
+use crate::wire::budget::Held;
 use crate::wire::convert::{self, Cursor};
 use crate::wire::store::{ScanItem, ScanRequest, ScanResponse};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -25,10 +28,11 @@ const PAGE_BYTES: usize = 64 << 10;
 
 /// Segments whose first stretch is on its way while another is taken: so that the round trips of many small
 /// segments overlap.
-const AHEAD: usize = 16;
+const AHEAD: usize = 8;
 
-/// What a scan holds of the budget: the pages of some owners for each segment ahead, and two messages.
-const HELD_BYTES: usize = (3 * AHEAD + 8) * PAGE_BYTES;
+/// What a scan counts of the node's budget, and of its connection's share: a page for each segment ahead, be
+/// each of them a large value, as it came from one owner. Seldom does it take as much.
+const HELD_BYTES: usize = AHEAD * MAX_VALUE_BYTES;
 
 /// A message is sent once it has so many bytes of keys and values, or so many keys.
 const MESSAGE_BYTES: usize = 256 << 10;
@@ -59,11 +63,12 @@ struct Wanted {
     deadline: Option<Instant>,
 }
 
-/// Scans at the caller's pace. `deadline` is for all of it.
+/// Scans at the caller's pace. `deadline` is for all of it, `held` what the call takes of the budget.
 pub(super) fn scan(
     store: Store,
     request: ScanRequest,
     deadline: Option<Instant>,
+    held: Option<Arc<Held>>,
 ) -> Result<Scanning, Status> {
     let options = request.options.unwrap_or_default();
     let wanted = Wanted {
@@ -80,7 +85,7 @@ pub(super) fn scan(
         false => convert::page_token(&request.page_token, segments)?,
     };
     let limit = if request.limit == 0 { u64::MAX } else { request.limit };
-    let held = store.0.budget.hold(HELD_BYTES)?;
+    held.as_ref().map_or(Ok(()), |held| held.grow(HELD_BYTES))?;
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut message = Message::new(sender, limit);
