@@ -185,6 +185,34 @@ impl std::fmt::Debug for Client {
 /// Finds the nodes of a ring on this machine. Without a name, there must be one ring only.
 pub async fn find_on_loopback(kind: Kind, ring_name: Option<&str>) -> Result<Vec<Address>, ClientError> {
     let found = channel::scan_loopback(kind, ring_name.unwrap_or_default(), None).await;
+    let addresses = members_of_one(&found, kind, ring_name, "this machine")?;
+    if addresses.is_empty() {
+        let program = program(kind);
+        return Err(ClientError::NoNode(format!(
+            "no node found on 127.0.0.1, ports {} to {}: start one with `{program}`, or say where one is with --peer HOST:PORT",
+            LOOPBACK_PORTS.start(),
+            LOOPBACK_PORTS.end()
+        )));
+    }
+    Ok(addresses)
+}
+
+/// What starts a node of this kind.
+pub(crate) fn program(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Store => "storeserver",
+        Kind::Location => "location",
+    }
+}
+
+/// Where the members of the ring that is meant are, of all who answered in this place. Without a name,
+/// there must be one ring only.
+pub(crate) fn members_of_one(
+    found: &[pb::ProbeResponse],
+    kind: Kind,
+    ring_name: Option<&str>,
+    place: &str,
+) -> Result<Vec<Address>, ClientError> {
     let fits = |r: &&pb::ProbeResponse| {
         r.kind == convert::kind_to(kind)
             && r.stage() == pb::Stage::Member
@@ -198,19 +226,10 @@ pub async fn find_on_loopback(kind: Kind, ring_name: Option<&str>) -> Result<Vec
         let names: Vec<_> = names.into_iter().map(|(name, _)| name).collect();
         let names = names.join(", ");
         return Err(ClientError::Invalid(format!(
-            "several rings on this machine ({names}): choose one with --peer HOST:PORT"
+            "several rings on {place} ({names}): choose one with --peer HOST:PORT"
         )));
     }
-    let addresses: Vec<Address> = members.iter().filter_map(|r| r.address.parse().ok()).collect();
-    if addresses.is_empty() {
-        let program = if kind == Kind::Store { "storeserver" } else { "location" };
-        return Err(ClientError::NoNode(format!(
-            "no node found on 127.0.0.1, ports {} to {}: start one with `{program}`, or say where one is with --peer HOST:PORT",
-            LOOPBACK_PORTS.start(),
-            LOOPBACK_PORTS.end()
-        )));
-    }
-    Ok(addresses)
+    Ok(members.iter().filter_map(|r| r.address.parse().ok()).collect())
 }
 
 impl Client {

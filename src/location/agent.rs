@@ -9,6 +9,7 @@ mod calls;
 mod install;
 
 use super::gossip::{Gossip, Identity, Members};
+use super::lan::Lan;
 use super::peers::Reply;
 use super::state::{self, NodeState};
 use super::{
@@ -109,13 +110,24 @@ async fn run(
     host: Arc<dyn SegmentHost>,
     inbox: mpsc::Receiver<Event>,
 ) -> Result<Departure, LocationError> {
-    let departure = take_part(&location, state, host, inbox).await?;
+    let discover = location.shared.config.discover;
+    // It says goodbye when this ends, however it does.
+    let lan = discover.then(|| Lan::announce(&location)).transpose()?;
+    let part = take_part(&location, lan.as_ref(), state, host, inbox);
+    let departure = match &lan {
+        None => part.await?,
+        Some(lan) => tokio::select! {
+            departure = part => departure?,
+            failed = lan.keep_small() => match failed? {},
+        },
+    };
     location.shared.departed.send_replace(Some(departure));
     Ok(departure)
 }
 
 async fn take_part(
     location: &Location,
+    lan: Option<&Lan>,
     mut state: NodeState,
     host: Arc<dyn SegmentHost>,
     mut inbox: mpsc::Receiver<Event>,
@@ -132,7 +144,7 @@ async fn take_part(
                 news!("resuming as a member of ring {} ({} members)", layout.name, layout.members.len());
                 (layout, false)
             }
-            None => match entry::enter_ring(location, &state, &mut inbox).await? {
+            None => match entry::enter_ring(location, lan, &state, &mut inbox).await? {
                 Some(entered) => entered,
                 None => return Ok(Departure::Stopped),
             },

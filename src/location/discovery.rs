@@ -3,7 +3,10 @@
 //! A node binds, serves, and only then looks, so that of any two that start at once at least one
 //! sees the other. A seeker makes a ring only if it met no member, no lower seeker, and no lower
 //! seeker met *it*: of all that seek at once, exactly the one with the lowest address does.
+//!
+//! Whom it asks is what it was told, what it remembers, and the loopback ports or the [`lan`](super::lan).
 
+use super::lan::{Lan, Listener};
 use super::{Location, LocationConfig, LocationError, Stage};
 use crate::core::layout::Kind;
 use crate::core::node::Address;
@@ -57,6 +60,8 @@ pub struct Seeker<'a> {
     pub probed_by: Vec<Address>,
     /// The nodes it was told to ask; if none, it scans.
     pub told: &'a [Address],
+    /// What it has to wait for before silence means that there is nobody.
+    pub unheard: Option<&'static str>,
 }
 
 /// Decides by the answers to one round of probes.
@@ -108,12 +113,13 @@ pub fn decide(seeker: &Seeker, answers: &[ProbeResponse]) -> Result<Found, Locat
             seeker.ring_name
         )));
     }
-    Ok(Found::Nobody)
+    Ok(seeker.unheard.map_or(Found::Nobody, |what| Found::Wait(what.to_owned())))
 }
 
 /// Looks until there is a ring to join, or one to be made (`None`).
 pub(super) async fn seek(
     location: &Location,
+    lan: Option<&Lan>,
     ring_id: Option<Bytes>,
     hints: &[Address],
 ) -> Result<Option<Vec<Address>>, LocationError> {
@@ -123,6 +129,8 @@ pub(super) async fn seek(
         return Ok(None);
     }
     let told: Vec<Address> = config.peers.iter().filter(|peer| **peer != shared.address).cloned().collect();
+    let mut listener =
+        lan.map(|lan| Listener::new(Some(lan), config.kind, Some(&config.ring_name))).transpose()?;
     let mut said = Instant::now();
     loop {
         let request = ProbeRequest {
@@ -133,7 +141,12 @@ pub(super) async fn seek(
         let mut answers = ask(&told, &request).await;
         strangers(config, &answers)?;
         answers.extend(ask(hints, &request).await);
-        if config.peers.is_empty() {
+        let mut unheard = None;
+        if let Some(listener) = &mut listener {
+            let (whom, wait_for) = listener.hear()?;
+            answers.extend(ask(&whom, &request).await);
+            unheard = wait_for;
+        } else if config.peers.is_empty() {
             let seeker = ring_id.is_none().then_some(&shared.address);
             answers.extend(channel::scan_loopback(config.kind, &config.ring_name, seeker).await);
         }
@@ -155,6 +168,7 @@ pub(super) async fn seek(
                 ring_id: ring_id.clone(),
                 probed_by,
                 told: &told,
+                unheard,
             };
             let found = decide(&seeker, &answers)?;
             match found {
@@ -178,7 +192,8 @@ pub(super) async fn seek(
     }
 }
 
-async fn ask(whom: &[Address], request: &ProbeRequest) -> Vec<ProbeResponse> {
+/// The answers of those who do.
+pub(super) async fn ask(whom: &[Address], request: &ProbeRequest) -> Vec<ProbeResponse> {
     let probes = whom.iter().map(|address| channel::probe(address, request.clone()));
     futures_util::future::join_all(probes).await.into_iter().filter_map(Result::ok).collect()
 }
@@ -226,7 +241,15 @@ mod tests {
         let probed_by = probed_by.iter().map(|port| at(*port)).collect();
         let told = vec![at(9911); told];
         decide(
-            &Seeker { me: &me, ring_name: "r", kind: Kind::Store, ring_id: None, probed_by, told: &told },
+            &Seeker {
+                me: &me,
+                ring_name: "r",
+                kind: Kind::Store,
+                ring_id: None,
+                probed_by,
+                told: &told,
+                unheard: None,
+            },
             answers,
         )
     }
@@ -267,6 +290,23 @@ mod tests {
     }
 
     #[test]
+    fn silence_means_nobody_only_once_it_was_listened_to() {
+        let me = at(9910);
+        let seeker = Seeker {
+            me: &me,
+            ring_name: "r",
+            kind: Kind::Store,
+            ring_id: None,
+            probed_by: Vec::new(),
+            told: &[],
+            unheard: Some("announcements"),
+        };
+        assert_eq!(decide(&seeker, &[]).unwrap(), Found::Wait("announcements".into()));
+        assert!(waits(decide(&seeker, &[answer(9911, Seeking, 0)])));
+        assert_eq!(decide(&seeker, &[answer(9900, Member, 1)]).unwrap(), Found::Ring(vec![at(9900)]));
+    }
+
+    #[test]
     fn two_rings_of_one_name_are_refused_by_both_names() {
         let error =
             decided(&[answer(9900, Member, 1), answer(9901, Member, 2)], &[], 0).unwrap_err().to_string();
@@ -284,6 +324,7 @@ mod tests {
             ring_id: id,
             probed_by: Vec::new(),
             told: &[],
+            unheard: None,
         };
         assert!(waits(decide(&seeker, &[])));
         assert!(waits(decide(&seeker, &[answer(9900, Member, 4)])));

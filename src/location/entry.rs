@@ -4,6 +4,7 @@
 //! gone again is looked for anew.
 
 use super::agent::Event;
+use super::lan::Lan;
 use super::state::NodeState;
 use super::{DEFAULT_REPLICAS, Location, LocationError, Stage, discovery};
 use crate::core::layout::{Layout, Member, Standing};
@@ -24,6 +25,7 @@ const JOIN_AGAIN: Duration = Duration::from_millis(500);
 /// Finds a ring and is taken in, or makes one (`true`). `None`: told to stop before that.
 pub(super) async fn enter_ring(
     location: &Location,
+    lan: Option<&Lan>,
     state: &NodeState,
     inbox: &mut mpsc::Receiver<Event>,
 ) -> Result<Option<(Arc<Layout>, bool)>, LocationError> {
@@ -36,7 +38,7 @@ pub(super) async fn enter_ring(
     let ring_id = left.map(|left| id_bytes(left.ring.0));
     loop {
         let found = tokio::select! {
-            found = discovery::seek(location, ring_id.clone(), &hints) => found?,
+            found = discovery::seek(location, lan, ring_id.clone(), &hints) => found?,
             () = told_to_stop(inbox) => return Ok(None),
         };
         let Some(members) = found else { return Ok(Some((found_ring(location), true))) };

@@ -14,6 +14,7 @@
 //! - [`peers`]: calls to other nodes
 //! - [`gossip`]: SWIM by the `foca` crate, and what it sees of the members
 //! - [`discovery`]: finding a ring, or that there is none
+//! - [`lan`]: announcements on the local network, for those who want them
 //! - `entry`: being taken into a ring, or making one
 //! - [`agent`]: the event loop
 //! - [`pulse`]: what a node is at, and whether it lives
@@ -23,6 +24,7 @@ pub mod agent;
 pub mod discovery;
 mod entry;
 pub mod gossip;
+pub mod lan;
 pub mod peers;
 pub mod pulse;
 pub mod service;
@@ -77,6 +79,9 @@ pub struct LocationConfig {
     pub weight: u32,
     /// Nodes to ask, instead of scanning the loopback ports.
     pub peers: Vec<Address>,
+    /// Announce this node on the local network, and ask those that are announced there instead of
+    /// scanning the loopback ports.
+    pub discover: bool,
     /// Make a new ring at once, alone.
     pub bootstrap: bool,
     /// A member that is gone for good, whose place this node takes: its removal is asked for once it is
@@ -98,6 +103,7 @@ impl Default for LocationConfig {
             zone: String::new(),
             weight: 1,
             peers: Vec::new(),
+            discover: false,
             bootstrap: false,
             replaces: None,
             patience: Patience::default(),
@@ -140,6 +146,11 @@ pub enum LocationError {
     /// The ring refuses this node, and says why. Nothing was changed.
     #[error("{0}")]
     Refused(String),
+    /// The local network can't be used for finding others.
+    #[error(
+        "nothing can be announced on the LAN ({0}): leave --discover out and give --peer HOST:PORT instead"
+    )]
+    Lan(#[from] mdns_sd::Error),
     /// The node's own state can't be written or read. It must stop: what it says can't be relied on.
     #[error(transparent)]
     Storage(#[from] StorageError),

@@ -18,6 +18,8 @@ mod bad_input;
 mod changes;
 mod client;
 mod collection;
+#[cfg(target_os = "linux")]
+mod discover;
 mod expiry;
 mod forced_removal;
 mod full_disk;

@@ -315,7 +315,18 @@ impl Rig {
 
     /// Runs a tool to its end, with this on its stdin.
     pub(crate) fn tool_fed(&self, name: &str, arguments: &[&str], stdin: &[u8]) -> Ran {
-        let mut command = command(name, self.folder(), None);
+        self.tool_in(None, name, arguments, stdin)
+    }
+
+    /// The same in a network namespace, if one is named.
+    pub(crate) fn tool_in(
+        &self,
+        namespace: Option<&str>,
+        name: &str,
+        arguments: &[&str],
+        stdin: &[u8],
+    ) -> Ran {
+        let mut command = command(name, self.folder(), namespace);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // A tool that has read enough closes its end, and is right to.

@@ -44,6 +44,10 @@ fn options_that_make_no_sense() {
     check(&["--port", "99999"], &["--port", "65535"]);
     check(&["--listen", "0.0.0.0:9950"], &["0.0.0.0:9950", "--insecure"]);
     check(&["--listen", "0.0.0.0:9950", "--insecure"], &["--advertise"]);
+    check(&["--discover"], &["--discover", "loopback", "--listen", "--insecure"]);
+    check(&["--discover", "--port", "9950"], &["--discover", "loopback", "--listen", "--insecure"]);
+    check(&["--discover", "--listen", "0.0.0.0:9950"], &["0.0.0.0:9950", "--insecure"]);
+    check(&["--discover", "--listen", "[::]:9950", "--insecure"], &["--advertise"]);
     check(&["--peer", "nowhere"], &["nowhere", "HOST:PORT"]);
     check(&["nowhere", "9950"], &["nowhere", "HOST:PORT"]);
     check(&["port"], &["port", "65535"]);

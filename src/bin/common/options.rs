@@ -3,10 +3,11 @@
 use super::{Exit, Failure, duration, notice};
 use clap::{Args, ValueEnum};
 use std::time::Duration;
-use thrifty::client::{Client, ClientConfig, ClientError};
+use thrifty::client::{Client, ClientConfig, ClientError, find_on_loopback};
 use thrifty::core::layout::Kind;
 use thrifty::core::node::{Address, BadAddress};
 use thrifty::core::quorum::Consistency;
+use thrifty::location::lan;
 
 /// Which ring is meant, and how patient to be.
 #[derive(Args, Clone, Debug)]
@@ -15,6 +16,10 @@ pub(crate) struct Connect {
     /// are asked
     #[arg(long, value_name = "HOST:PORT", env = "THRIFTY_PEER", value_delimiter = ',', global = true, value_parser = peer)]
     peer: Vec<Option<Address>>,
+
+    /// Find a node that is announced on the local network, as those started with --discover are
+    #[arg(long, global = true)]
+    pub(crate) discover: bool,
 
     /// How long a request may take: seconds, or a number and a unit as in 500ms
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = seconds, global = true)]
@@ -30,12 +35,23 @@ impl Connect {
 
     /// A client of the ring that is meant, of whatever kind; a store ring if it has to be found.
     pub(crate) async fn client(&self, config: ClientConfig) -> Result<Client, ClientError> {
-        let peers = self.peers();
-        if peers.is_empty() {
-            Client::connect_on_loopback(config).await
-        } else {
-            Client::connect(peers, config).await
+        let mut seeds = self.peers();
+        if seeds.is_empty() || self.discover {
+            seeds = self.find(Kind::Store, None).await?;
         }
+        Client::connect(seeds, config).await
+    }
+
+    /// The nodes of the ring that is meant, where none were named.
+    pub(crate) async fn find(&self, kind: Kind, ring: Option<&str>) -> Result<Vec<Address>, ClientError> {
+        if !self.discover {
+            return find_on_loopback(kind, ring).await;
+        }
+        if !self.peers().is_empty() {
+            let twice = "--peer (or THRIFTY_PEER) and --discover are both given: leave one out";
+            return Err(ClientError::Invalid(twice.into()));
+        }
+        lan::find(kind, ring).await
     }
 
     /// The nodes that were named.

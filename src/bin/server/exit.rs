@@ -45,6 +45,7 @@ fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
 fn of_location(error: &LocationError) -> u8 {
     match error {
         LocationError::TwoRings { .. } | LocationError::Refused(_) | LocationError::Damaged(_) => CONFLICT,
+        LocationError::Lan(_) => UNAVAILABLE,
         LocationError::Storage(error) => of_storage(error),
     }
 }

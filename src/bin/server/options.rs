@@ -3,7 +3,7 @@
 use super::{command_line, duration};
 use clap::builder::FalseyValueParser;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use thrifty::core::layout::{Kind, MAX_NAME_BYTES, MAX_WEIGHT, Replicas};
@@ -12,6 +12,7 @@ use thrifty::core::token::SegmentCount;
 use thrifty::core::transition::Patience;
 use thrifty::core::ttl::Ttl;
 use thrifty::location::LocationConfig;
+use thrifty::location::lan::own_address;
 use thrifty::node::Command;
 
 /// An option that makes no sense, and why.
@@ -51,6 +52,11 @@ pub(crate) struct Options {
     /// A node to ask, instead of scanning this machine; may be given several times.
     #[arg(long, value_name = "HOST:PORT", env = "THRIFTY_PEER", value_delimiter = ',')]
     peer: Vec<String>,
+
+    /// Announce this node on the local network (mDNS), and ask those that are announced there instead of
+    /// scanning this machine. It has to listen where they reach it: see --listen.
+    #[arg(long)]
+    discover: bool,
 
     /// Make a new ring, alone, without looking for one.
     #[arg(long)]
@@ -143,6 +149,8 @@ Examples:
   storeserver --port 9950            on a port of its own
   storeserver --peer 10.0.0.7:9900 --listen 10.0.0.8:9900 --insecure
                                      a node of a ring that spans machines
+  storeserver --discover --listen 0.0.0.0:9900 --insecure
+                                     the same on every machine of a LAN: they find each other
   storeserver --memory               nothing on disk
   storeserver --data-dir old/9901 --port 9955
                                      a member that moved to another port
@@ -187,6 +195,8 @@ pub(crate) struct Parsed {
     pub(crate) options: Options,
     /// Where to listen, if that was said.
     pub(crate) listen: Option<SocketAddr>,
+    /// The host by which others reach it, if it isn't the one it listens on.
+    pub(crate) host: Option<Ipv4Addr>,
     pub(crate) peers: Vec<Address>,
     pub(crate) threads: Option<usize>,
     pub(crate) on_term: Command,
@@ -197,6 +207,39 @@ impl std::ops::Deref for Parsed {
 
     fn deref(&self) -> &Options {
         &self.options
+    }
+}
+
+/// Whether this node may and can be reached where it is to listen; and by which host, if not by that one.
+fn reached_by(options: &Options, listen: Option<SocketAddr>) -> Result<Option<Ipv4Addr>, Usage> {
+    let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) else {
+        return match options.discover && options.advertise.is_none() {
+            true => Err(Usage(
+                "with --discover, nodes on other machines are to find this one, and nobody there can reach it on \
+                 loopback: add --listen 0.0.0.0:9900 --insecure, or an address of this machine"
+                    .into(),
+            )),
+            false => Ok(None),
+        };
+    };
+    if !options.insecure {
+        return Err(Usage(format!(
+            "{listen} can be reached from other machines, and the traffic is not encrypted: add --insecure if \
+             that is what you want"
+        )));
+    }
+    match listen.ip() {
+        _ if options.advertise.is_some() => Ok(None),
+        IpAddr::V4(ip) if ip.is_unspecified() && options.discover => match own_address() {
+            Ok(host) => Ok(Some(host)),
+            Err(why) => Err(Usage(format!(
+                "this machine's addresses {why}: say with --advertise HOST:PORT which one others reach this node at"
+            ))),
+        },
+        ip if ip.is_unspecified() => Err(Usage(format!(
+            "with --listen {listen}, say with --advertise HOST:PORT how others reach this node"
+        ))),
+        _ => Ok(None),
     }
 }
 
@@ -225,19 +268,7 @@ impl Parsed {
                 None => options.port,
             };
         let listen = options.listen.or(port.map(|port| SocketAddr::from(([127, 0, 0, 1], port))));
-        if let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback()) {
-            if !options.insecure {
-                return Err(Usage(format!(
-                    "{listen} can be reached from other machines, and the traffic is not encrypted: \
-                     add --insecure if that is what you want"
-                )));
-            }
-            if listen.ip().is_unspecified() && options.advertise.is_none() {
-                return Err(Usage(format!(
-                    "with --listen {listen}, say with --advertise HOST:PORT how others reach this node"
-                )));
-            }
-        }
+        let host = reached_by(&options, listen)?;
         let name = |what, text: &str| match text.len() > MAX_NAME_BYTES {
             true => Err(Usage(format!("the {what}'s name has more than {MAX_NAME_BYTES} bytes"))),
             false => Ok(()),
@@ -257,7 +288,7 @@ impl Parsed {
             OnTerm::Leave => Command::Leave,
             OnTerm::Stop => Command::Stop,
         };
-        Ok(Parsed { listen, peers, threads, on_term, options })
+        Ok(Parsed { listen, host, peers, threads, on_term, options })
     }
 
     /// `replaces` is the member whose place this node takes.
@@ -270,6 +301,7 @@ impl Parsed {
             zone: self.zone.clone(),
             weight: self.weight,
             peers: self.peers.clone(),
+            discover: self.discover,
             bootstrap: self.bootstrap,
             patience: Patience {
                 pull_timeout: self.pull_timeout,

@@ -153,7 +153,8 @@ fn place(options: &Parsed, listener: TcpListener, directory: Option<DataDir>) ->
         (directory, _) => (directory.map(renewed).transpose()?, None),
     };
     let bound = listener.local_addr().context("the bound address can't be read")?;
-    let address = options.advertise.clone().unwrap_or_else(|| bound.into());
+    let reached = options.host.map_or(bound, |host| SocketAddr::from((host, bound.port())));
+    let address = options.advertise.clone().unwrap_or_else(|| reached.into());
     Ok(Place { listener, address, directory: directory.map(Arc::new), replaces })
 }
 

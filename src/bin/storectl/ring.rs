@@ -3,7 +3,7 @@
 use crate::args::{RingKind, Target};
 use crate::common::options::{Care, must_store};
 use crate::common::{Exit, Failure};
-use thrifty::client::{Client, ClientConfig, ClientError, find_on_loopback};
+use thrifty::client::{Client, ClientConfig, ClientError};
 use thrifty::core::layout::Kind;
 use thrifty::core::node::Address;
 
@@ -38,7 +38,7 @@ impl Target {
 
     async fn connect_with(&self, config: ClientConfig) -> Result<Client, Failure> {
         let mut seeds = self.connect.peers();
-        if seeds.is_empty() {
+        if seeds.is_empty() || self.connect.discover {
             seeds = self.find().await?;
         }
         let client = Client::connect(seeds, config).await?;
@@ -60,11 +60,11 @@ impl Target {
     async fn find(&self) -> Result<Vec<Address>, ClientError> {
         let ring = self.ring.as_deref();
         if let Some(kind) = self.kind {
-            return find_on_loopback(kind.into(), ring).await;
+            return self.connect.find(kind.into(), ring).await;
         }
-        match find_on_loopback(Kind::Store, ring).await {
+        match self.connect.find(Kind::Store, ring).await {
             // Whoever runs no ring at all most likely wants a store: keep what was said of that.
-            Err(none @ ClientError::NoNode(_)) => match find_on_loopback(Kind::Location, ring).await {
+            Err(none @ ClientError::NoNode(_)) => match self.connect.find(Kind::Location, ring).await {
                 Err(ClientError::NoNode(_)) => Err(none),
                 other => other,
             },

@@ -11,6 +11,8 @@ use super::not_tested;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::net::Ipv4Addr;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -59,7 +61,8 @@ impl Network {
 
     fn set_up(&self) -> Result<(), String> {
         let bridge = &self.bridge();
-        ip(&format!("link add {bridge} type bridge"))?;
+        // Multicast reaches everybody, as it does through a plain switch.
+        ip(&format!("link add {bridge} type bridge mcast_snooping 0"))?;
         ip(&format!("addr add {}/28 dev {bridge}", self.ip(TESTER)))?;
         ip(&format!("link set {bridge} up"))?;
         for place in 0..self.places {
@@ -90,6 +93,19 @@ impl Network {
         format!("{}:{PORT}", self.ip(place))
     }
 
+    /// Runs something with what a place has of the network: it keeps the sockets that it makes there.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn inside<T: Send>(&self, place: usize, work: impl FnOnce() -> T + Send) -> T {
+        use rustix::thread::{LinkNameSpaceType::Network, move_into_link_name_space};
+        let space = fs::File::open(Path::new("/run/netns").join(self.namespace(place))).unwrap();
+        let there = || {
+            move_into_link_name_space(space.as_fd(), Some(Network)).unwrap();
+            work()
+        };
+        // The thread ends there: no other of this process is moved.
+        std::thread::scope(|scope| scope.spawn(there).join()).unwrap()
+    }
+
     /// From now on, the second of two places hears nothing of the first.
     pub(crate) fn cut(&self, from: usize, to: usize) {
         let rule = format!("add rule inet torture heard ip saddr {} drop", self.ip(from));
@@ -114,7 +130,8 @@ impl Network {
         (0..self.places).map(heard).sum()
     }
 
-    fn ip(&self, place: usize) -> Ipv4Addr {
+    /// The address of a place.
+    pub(crate) fn ip(&self, place: usize) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.subnet.to_bits() + place as u32 + 1)
     }
 
