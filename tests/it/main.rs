@@ -22,6 +22,7 @@ mod collection;
 mod discover;
 mod expiry;
 mod forced_removal;
+mod forerunners;
 mod full_disk;
 mod healing;
 mod killed;

@@ -220,6 +220,11 @@ impl Rig {
         self.spawn_as(command, name, arguments)
     }
 
+    /// Starts one with just these arguments in a network namespace, if one is named.
+    pub(crate) fn spawn_in(&self, namespace: Option<&str>, name: &str, arguments: &[&str]) -> Node<'_> {
+        self.spawn_as(command(name, self.folder(), namespace), name, arguments)
+    }
+
     fn spawn_as(&self, mut command: Command, name: &str, arguments: &[&str]) -> Node<'_> {
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
