@@ -249,7 +249,9 @@ impl Lan {
     /// there is nobody.
     fn unheard(&self, listens: Instant) -> Option<&'static str> {
         match self.since() {
-            None => Some("a network on which this node can be announced"),
+            None => Some(
+                "a network that takes this node's announcement (multicast on UDP port 5353; or leave --discover out)",
+            ),
             Some(since) if since.max(listens).elapsed() < LISTEN => Some("announcements on the LAN"),
             Some(_) => None,
         }
