@@ -118,7 +118,7 @@ async fn run(
         None => part.await?,
         Some(lan) => tokio::select! {
             departure = part => departure?,
-            failed = lan.keep_small() => match failed? {},
+            never = lan.keep_small() => match never {},
         },
     };
     location.shared.departed.send_replace(Some(departure));
