@@ -2,8 +2,8 @@
 
 use crate::common::{Exit, Failure};
 use std::str::FromStr;
-use thrifty::core::node::{Address, NodeId};
-use thrifty::wire::convert;
+use thrifty::core::node::Address;
+pub(crate) use thrifty::gateway::json::id;
 use thrifty::wire::location::{NodeStatus, StatusResponse};
 
 /// Fewer digits than this are more likely a mistake than a name.
@@ -54,11 +54,6 @@ impl std::fmt::Display for NodeName {
     }
 }
 
-/// A node's id, as its status has it.
-pub(crate) fn id(node: &NodeStatus) -> NodeId {
-    convert::node_id(&node.id).unwrap_or(NodeId(0))
-}
-
 /// The one node of a ring that has this name.
 pub(crate) fn resolve<'a>(status: &'a StatusResponse, name: &NodeName) -> Result<&'a NodeStatus, Failure> {
     let fitting: Vec<&NodeStatus> = status.nodes.iter().filter(|node| name.fits(node)).collect();
@@ -82,6 +77,7 @@ pub(crate) fn resolve<'a>(status: &'a StatusResponse, name: &NodeName) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use thrifty::wire::convert;
 
     fn status() -> StatusResponse {
         let node = |id: u128, address: &str| NodeStatus {
