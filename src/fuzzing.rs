@@ -8,6 +8,7 @@
 use crate::core::layout::{BadLayout, Layout, Phase, Replicas};
 use crate::core::node::{Address, NodeId, RingId};
 use crate::core::replica_request::Answer;
+use crate::core::token::SegmentCount;
 use crate::gateway::native;
 use crate::location::agent;
 use crate::location::gossip::{Gossip, Identity};
@@ -18,11 +19,11 @@ use crate::storage::vault::{self, MemoryVault, Vault};
 use crate::storage::{StorageError, codec, disk};
 use crate::store::{self, Store, routing};
 use crate::wire::convert::{self, Malformed};
-use crate::wire::store::{self as sp, answer::Answer as WireAnswer, forwarded_request, question};
+use crate::wire::store::{self as sp, answer::Answer as WireAnswer, batch_item, forwarded_request, question};
 use crate::wire::{location as pb, status};
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Request, StatusCode, Uri, header};
+use axum::http::{HeaderName, Request, StatusCode, Uri, header};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use prost::Message;
@@ -190,7 +191,7 @@ pub fn store_messages(bytes: &[u8]) {
     use forwarded_request::Request;
     let Some((&kind, bytes)) = bytes.split_first() else { return };
     // Those above came later, and what was found before keeps its meaning.
-    let kind = if kind < 10 { kind } else { kind % 8 };
+    let kind = if kind < 13 { kind } else { kind % 8 };
     let _refused = match kind {
         0 => decoded(bytes, |put: sp::PutRequest| request(&Request::Put(put))),
         1 => decoded(bytes, |get: sp::GetRequest| request(&Request::Get(get))),
@@ -226,12 +227,45 @@ pub fn store_messages(bytes: &[u8]) {
                 Ok(())
             })
         }),
+        10 => page_token(Bytes::copy_from_slice(bytes)),
+        11 => decoded(bytes, |scan: sp::ScanRequest| {
+            convert::prefix(scan.prefix)?;
+            convert::consistency(scan.options.unwrap_or_default().consistency)?;
+            page_token(scan.page_token)
+        }),
+        12 => decoded(bytes, |batch: sp::BatchRequest| {
+            let items = batch.items.into_iter().filter_map(|item| item.item);
+            items.map(single).try_for_each(|item| request(&item))
+        }),
         _ => decoded(bytes, |got: sp::GetResponse| {
             let answer = native::found(got);
             assert_eq!(answer.status(), StatusCode::OK);
             Ok(())
         }),
     };
+}
+
+/// What passes is of one ring, in which it says where to go on.
+fn page_token(token: Bytes) -> Result<(), Malformed> {
+    let mut refused = Ok(());
+    for segments in [1, 64, 65_536].into_iter().flat_map(SegmentCount::new) {
+        match convert::page_token(&token, segments) {
+            Ok(cursor) => {
+                assert!(cursor.segment.index() < segments.get());
+                assert_eq!(convert::page_token_to(&cursor), token);
+            }
+            Err(malformed) => refused = Err(malformed),
+        }
+    }
+    refused
+}
+
+fn single(item: batch_item::Item) -> forwarded_request::Request {
+    match item {
+        batch_item::Item::Put(put) => forwarded_request::Request::Put(put),
+        batch_item::Item::Get(get) => forwarded_request::Request::Get(get),
+        batch_item::Item::Delete(delete) => forwarded_request::Request::Delete(delete),
+    }
 }
 
 /// What passes has a key and a value that can be stored.
@@ -372,6 +406,8 @@ pub fn http(bytes: &[u8]) {
         | StatusCode::NOT_FOUND
         | StatusCode::METHOD_NOT_ALLOWED
         | StatusCode::PAYLOAD_TOO_LARGE
+        | StatusCode::UNSUPPORTED_MEDIA_TYPE
+        | StatusCode::NOT_IMPLEMENTED
         | StatusCode::SERVICE_UNAVAILABLE => assert!(local, "a page of elsewhere was let in"),
         status => panic!("{status}"),
     }
@@ -383,7 +419,8 @@ fn is_local(request: &Request<Body>) -> bool {
     let host = text(header::HOST).or(request.uri().authority().map(|a| a.as_str())).unwrap_or_default();
     let letters = |c: char| c.is_ascii_hexdigit() || ".:[]".contains(c);
     let address = host.chars().all(letters) || host.to_ascii_lowercase().starts_with("localhost");
-    address && text(header::ORIGIN).is_none_or(|origin| origin.ends_with(host))
+    let site = text(HeaderName::from_static("sec-fetch-site")).unwrap_or("none");
+    address && !site.contains("cross") && text(header::ORIGIN).is_none_or(|origin| origin.ends_with(host))
 }
 
 fn http_request(bytes: &[u8]) -> Option<Request<Body>> {

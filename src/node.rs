@@ -14,6 +14,8 @@ mod guard;
 mod health;
 
 use crate::core::node::Address;
+#[cfg(feature = "gateway")]
+use crate::gateway::native;
 use crate::location::state::NodeState;
 use crate::location::{Boxed, Departure, Location, LocationConfig, LocationError, NoSegments, agent};
 #[cfg(feature = "store")]
@@ -273,7 +275,8 @@ fn for_clients(store: &MaybeStore) -> Vec<&'static str> {
 fn with_http(routes: Routes, store: &MaybeStore) -> Routes {
     #[cfg(feature = "gateway")]
     if let Some(store) = store {
-        return Routes::from(routes.into_axum_router().merge(crate::gateway::native::routes(store.clone())));
+        let routes = routes.into_axum_router().merge(native::routes(store.clone()));
+        return Routes::from(routes.fallback(native::nothing_there));
     }
     let _without_gateway = store;
     routes

@@ -4,7 +4,7 @@ use crate::core::collection::Found;
 use crate::core::digest::{Digest, PARTS, Parts};
 use crate::core::layout::tests::{member, ring_of};
 use crate::core::record::{Record, Version};
-use crate::core::token::{Segment, Slot};
+use crate::core::token::{Segment, Slot, Token};
 use crate::core::transition::Report;
 use crate::wire::convert::id_bytes;
 use std::fs;
@@ -230,6 +230,20 @@ fn store_seeds() -> Vec<Seed> {
         differing: vec![7],
         parts: vec![convert::parts_to(&Parts([Digest(99); PARTS]))],
     };
+    let segments = SegmentCount::new(64).unwrap();
+    let cursor = convert::Cursor { segment: segments.segment(Token::of(b"a")), after: key() };
+    let page_token = convert::page_token_to(&cursor);
+    let scan = sp::ScanRequest {
+        prefix: key(),
+        page_token: page_token.clone(),
+        limit: 7,
+        keys_only: true,
+        local: true,
+        options,
+    };
+    let get = || sp::GetRequest { key: key(), options, local: true };
+    let items = [batch_item::Item::Put(put.clone()), batch_item::Item::Get(get())];
+    let items = items.map(|item| sp::BatchItem { item: Some(item) }).into();
     let all = [
         ("put", told(0, &put)),
         ("get", told(1, &sp::GetRequest { key: key(), options, local: false })),
@@ -241,6 +255,9 @@ fn store_seeds() -> Vec<Seed> {
         ("got", told(7, &got)),
         ("confirm", told(8, &confirm)),
         ("compared", told(9, &compared)),
+        ("page_token", [&[10], &page_token[..]].concat()),
+        ("scan", told(11, &scan)),
+        ("batch", told(12, &sp::BatchRequest { items })),
     ];
     all.into_iter().map(|(name, bytes)| ("store", name.into(), bytes)).collect()
 }
@@ -295,6 +312,23 @@ fn http_seeds() -> Vec<Seed> {
         ("absolute", "GET http://127.0.0.1:9900/v1/kv/a\n\n"),
         ("elsewhere", "GET /livez\nhost: evil.example\n\n"),
         ("ready", "GET /readyz\nhost: 10.0.0.7\n\n"),
+        ("condition", "GET /v1/kv/a%ff\nhost: [::1]\nif-none-match: \"5-1\", W/\"6\"\nif-match: *\n\n"),
+        ("conditional", "PUT /v1/kv/a?ttl=30s&fallback=one\nhost: [::1]\nif-none-match: *\n\napple"),
+        ("coded", "POST /v1/kv/a\nhost: [::1]\ncontent-encoding: gzip\n\napple"),
+        ("image", "GET /v1/kv/a\nhost: localhost\nsec-fetch-site: cross-site\n\n"),
+        (
+            "list",
+            "GET /v1/kv?prefix=a%2f&limit=10&page_token=AQA_&values=true&local=true\nhost: localhost\n\n",
+        ),
+        ("none", "POST /v1/batch?consistency=one\nhost: localhost\n\n{\"items\":[]}"),
+        (
+            "batch",
+            "POST /v1/batch\nhost: localhost\n\n{\"items\":[{\"put\":{\"key\":\"a\",\"value_base64\":\"//77\",\
+             \"ttl\":\"30s\",\"content_type\":\"t\"}},{\"get\":{\"key_base64\":\"/w==\"}},\
+             {\"delete\":{\"key\":\"\\u00e9\"}}]}",
+        ),
+        ("status", "GET /v1/status\nhost: localhost\n\n"),
+        ("ring", "HEAD /v1/ring\nhost: localhost\n\n"),
     ];
     all.into_iter().map(|(name, text)| ("http", name.into(), text.into())).collect()
 }

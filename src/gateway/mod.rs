@@ -1,4 +1,7 @@
-//! The store over plain HTTP, on the same port as gRPC.
+//! The store over plain HTTP: [`native`], on the same port as gRPC.
 
+mod body;
+mod failed;
 pub mod json;
 pub mod native;
+mod pages;

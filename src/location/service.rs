@@ -43,6 +43,12 @@ pub struct Service {
 }
 
 impl Service {
+    /// For whoever asks within the process.
+    #[cfg(feature = "gateway")]
+    pub(crate) fn new(location: Location) -> Self {
+        Service { location }
+    }
+
     fn layout(&self) -> Result<Arc<Layout>, Status> {
         self.location.layout().ok_or_else(|| status::unavailable("this node is not yet part of a ring"))
     }

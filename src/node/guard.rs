@@ -159,8 +159,10 @@ fn refused(request: &Request<Body>, status: &Status) -> Response<Body> {
     if is_grpc(request) {
         return status.clone().into_http();
     }
-    let mut response = Response::new(Body::empty());
+    let mut response = Response::new(Body::new(format!("{}\n", status.message())));
     *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }

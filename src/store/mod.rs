@@ -23,7 +23,7 @@
 
 mod admission;
 pub mod answers;
-mod batch;
+pub(crate) mod batch;
 mod callers;
 mod collect;
 pub mod commit;
@@ -158,7 +158,7 @@ impl Store {
         let _only_once = self.0.location.set(location);
     }
 
-    fn location(&self) -> &Location {
+    pub(crate) fn location(&self) -> &Location {
         match self.0.location.get() {
             Some(location) => location,
             None => unreachable!("a store is attached to its location before it is asked anything"),

@@ -50,7 +50,7 @@ const STRETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const TAKE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What was scanned, on its way to the caller.
-pub(super) type Scanning = Pin<Box<dyn Stream<Item = Result<ScanResponse, Status>> + Send>>;
+pub(crate) type Scanning = Pin<Box<dyn Stream<Item = Result<ScanResponse, Status>> + Send>>;
 
 /// What is asked for, apart from where.
 #[derive(Clone)]
@@ -61,41 +61,6 @@ struct Wanted {
     consistency: Consistency,
     fallback_to_one: bool,
     deadline: Option<Instant>,
-}
-
-/// Scans at the caller's pace. `deadline` is for all of it, `held` what the call takes of the budget.
-pub(super) fn scan(
-    store: Store,
-    request: ScanRequest,
-    deadline: Option<Instant>,
-    held: Option<Arc<Held>>,
-) -> Result<Scanning, Status> {
-    let options = request.options.unwrap_or_default();
-    let wanted = Wanted {
-        prefix: convert::prefix(request.prefix)?,
-        keys_only: request.keys_only,
-        local: request.local,
-        consistency: convert::consistency(options.consistency)?,
-        fallback_to_one: options.fallback_to_one,
-        deadline,
-    };
-    let segments = store.layout()?.segments;
-    let from = match request.page_token.is_empty() {
-        true => Cursor { segment: Segment(0), after: Bytes::new() },
-        false => convert::page_token(&request.page_token, segments)?,
-    };
-    let limit = if request.limit == 0 { u64::MAX } else { request.limit };
-    held.as_ref().map_or(Ok(()), |held| held.grow(HELD_BYTES))?;
-    let (sender, receiver) = mpsc::channel(1);
-    tokio::spawn(async move {
-        let mut message = Message::new(sender, limit);
-        let ended = store.scan_from(&wanted, from, segments.get(), &mut message).await;
-        if let Err(Some(status)) = ended {
-            let _caller_gone = message.sender.send_timeout(Err(status), TAKE_TIMEOUT).await;
-        }
-        drop(held);
-    });
-    Ok(Box::pin(ReceiverStream::new(receiver)))
 }
 
 /// What has been found and not yet been sent.
@@ -147,6 +112,42 @@ struct Scanned {
 }
 
 impl Store {
+    /// Scans at the caller's pace. `deadline` is for all of it, `held` what the call takes of the budget.
+    pub(crate) fn scan(
+        &self,
+        request: ScanRequest,
+        deadline: Option<Instant>,
+        held: Option<Arc<Held>>,
+    ) -> Result<Scanning, Status> {
+        let options = request.options.unwrap_or_default();
+        let wanted = Wanted {
+            prefix: convert::prefix(request.prefix)?,
+            keys_only: request.keys_only,
+            local: request.local,
+            consistency: convert::consistency(options.consistency)?,
+            fallback_to_one: options.fallback_to_one,
+            deadline,
+        };
+        let segments = self.layout()?.segments;
+        let from = match request.page_token.is_empty() {
+            true => Cursor { segment: Segment(0), after: Bytes::new() },
+            false => convert::page_token(&request.page_token, segments)?,
+        };
+        let limit = if request.limit == 0 { u64::MAX } else { request.limit };
+        let store = self.clone();
+        held.as_ref().map_or(Ok(()), |held| held.grow(HELD_BYTES))?;
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut message = Message::new(sender, limit);
+            let ended = store.scan_from(&wanted, from, segments.get(), &mut message).await;
+            if let Err(Some(status)) = ended {
+                let _caller_gone = message.sender.send_timeout(Err(status), TAKE_TIMEOUT).await;
+            }
+            drop(held);
+        });
+        Ok(Box::pin(ReceiverStream::new(receiver)))
+    }
+
     async fn scan_from(
         &self,
         wanted: &Wanted,

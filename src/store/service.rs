@@ -129,7 +129,7 @@ impl StoreApi for Service {
     async fn scan(&self, request: Request<pb::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
         let deadline = asked_timeout(&request).and_then(|timeout| Instant::now().checked_add(timeout));
         let held = held(&request);
-        scan::scan(self.store.clone(), request.into_inner(), deadline, held).map(Response::new)
+        self.store.scan(request.into_inner(), deadline, held).map(Response::new)
     }
 
     async fn digests(
