@@ -1,24 +1,15 @@
 //! Values that are kept for a while.
 
+use crate::rig::http::{Answer, ask};
 use crate::rig::{Node, Rig, addresses, until};
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
-/// One request over HTTP: the status of the answer, and its body.
-fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    let length = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n");
-    write!(stream, "{head}content-length: {length}\r\n\r\n{body}").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+fn get_http(node: &Node<'_>, key: &str) -> Answer {
+    ask(&node.address(), &format!("GET /v1/kv/{key}"), &[], b"").unwrap()
 }
 
 fn get(rig: &Rig, node: &Node<'_>, arguments: &[&str]) -> Option<i32> {
@@ -43,7 +34,7 @@ fn a_value_with_a_ttl_is_there_and_then_it_is_gone() {
         put(&nodes[1], &["--ttl", "1ms", &format!("{key}-kept"), "short"]);
         put(&nodes[2], &[&format!("{key}-kept"), "kept"]);
     }
-    assert_eq!(http(&nodes[1].address(), "PUT", "/v1/kv/web?ttl=1500ms", "page").0, 204);
+    assert_eq!(ask(&nodes[1].address(), "PUT /v1/kv/web?ttl=1500ms", &[], b"page").unwrap().status, 204);
     let hour = 3_600_000;
     for (node, key) in nodes.iter().zip(["a", "b", "c"]) {
         let found = rig.tool("storeget", &["--peer", &node.address(), "--json", key]).json();
@@ -57,8 +48,9 @@ fn a_value_with_a_ttl_is_there_and_then_it_is_gone() {
             until("it expires", || (get(&rig, node, &[key]) == Some(1)).then_some(()));
             assert_eq!(get(&rig, node, &["--consistency", "one", key]), Some(1));
         }
-        until("it expires", || (http(&node.address(), "GET", "/v1/kv/web", "").0 == 404).then_some(()));
-        assert_eq!(http(&node.address(), "GET", "/v1/kv/a", ""), (200, "long".to_owned()));
+        until("it expires", || (get_http(node, "web").status == 404).then_some(()));
+        let kept = get_http(node, "a");
+        assert_eq!((kept.status, kept.text()), (200, "long"));
     }
     // When it expires lies with the value, on disk and with every owner.
     for node in &mut nodes {
@@ -81,7 +73,8 @@ fn what_is_no_ttl_is_refused_and_nothing_is_stored() {
         let refused = rig.tool("storeput", &["--peer", &peer, &format!("--ttl={bad}"), "a", "apple"]);
         assert_eq!(refused.code, Some(2), "{refused:?}");
         assert!(refused.stderr.contains("30s, 5m, 2h or 1d"), "{refused:?}");
-        let (status, why) = http(&peer, "PUT", &format!("/v1/kv/a?ttl={bad}"), "apple");
+        let refused = ask(&peer, &format!("PUT /v1/kv/a?ttl={bad}"), &[], b"apple").unwrap();
+        let (status, why) = (refused.status, refused.text());
         assert_eq!(status, 400, "{bad}: {why}");
         assert!(why.contains("30s, 5m, 2h or 1d"), "{why}");
     }

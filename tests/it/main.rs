@@ -25,6 +25,7 @@ mod forced_removal;
 mod forerunners;
 mod full_disk;
 mod healing;
+mod http;
 mod killed;
 mod partition;
 mod removal;

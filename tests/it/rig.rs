@@ -1,5 +1,6 @@
 //! What every story needs: a place of its own, real processes in it, and patience.
 
+pub(crate) mod http;
 mod network;
 mod node;
 
