@@ -1,4 +1,4 @@
-//! The store over plain HTTP: [`native`], on the same port as gRPC.
+//! The store over plain HTTP: [`native`], on the same port as gRPC, told of in [`json`].
 
 mod body;
 mod failed;

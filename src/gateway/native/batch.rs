@@ -36,9 +36,11 @@ use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use serde::de::{Error, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
+use std::marker::PhantomData;
 use tonic::{Code, Status};
 
 /// Of a batch in JSON.
@@ -52,13 +54,36 @@ struct Batch {
 
 struct Items(Vec<Item>);
 
+/// Fields in braces: those of a struct may as well stand in a list, in their order, without this.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(fields)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(Fields(PhantomData))
+    }
+}
+
 /// Exactly one of these.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct One {
-    put: Option<Put>,
-    get: Option<Key>,
-    delete: Option<Key>,
+    put: Option<Object<Put>>,
+    get: Option<Object<Key>>,
+    delete: Option<Object<Key>>,
 }
 
 #[derive(Deserialize)]
@@ -86,17 +111,17 @@ impl TryFrom<One> for Item {
     fn try_from(one: One) -> Result<Self, String> {
         let key = |key: Key| given("key", key.key, key.key_base64);
         match one {
-            One { put: Some(put), get: None, delete: None } => Ok(Item::Put(PutRequest {
+            One { put: Some(Object(put)), get: None, delete: None } => Ok(Item::Put(PutRequest {
                 key: given("key", put.key, put.key_base64)?,
                 value: given("value", put.value, put.value_base64)?,
                 options: None,
                 content_type: put.content_type,
                 ttl_ms: put.ttl.as_deref().map(ttl_ms).transpose()?,
             })),
-            One { put: None, get: Some(get), delete: None } => {
+            One { put: None, get: Some(Object(get)), delete: None } => {
                 Ok(Item::Get(GetRequest { key: key(get)?, ..GetRequest::default() }))
             }
-            One { put: None, get: None, delete: Some(delete) } => {
+            One { put: None, get: None, delete: Some(Object(delete)) } => {
                 Ok(Item::Delete(DeleteRequest { key: key(delete)?, options: None }))
             }
             _ => Err("it is exactly one of put, get and delete".into()),
@@ -120,7 +145,9 @@ impl<'de> Deserialize<'de> for Items {
                 let mut items = Vec::new();
                 loop {
                     let wrong = |why: String| A::Error::custom(format!("item {}: {why}", items.len()));
-                    let Some(one) = given.next_element::<One>().map_err(|bad| wrong(bad.to_string()))? else {
+                    let Some(Object(one)) =
+                        given.next_element::<Object<One>>().map_err(|bad| wrong(bad.to_string()))?
+                    else {
                         return Ok(Items(items));
                     };
                     let item = Item::try_from(one).map_err(wrong)?;
@@ -138,7 +165,7 @@ impl<'de> Deserialize<'de> for Items {
 
 /// What a JSON text asks for.
 fn batch_of(text: &[u8], options: Option<Options>) -> Result<BatchRequest, Failed> {
-    let Batch { items: Items(mut items) } = serde_json::from_slice(text)
+    let Object(Batch { items: Items(mut items) }) = serde_json::from_slice(text)
         .map_err(|bad| Failed::bad(format!("this is no batch: {bad}; nothing was done")))?;
     for item in &mut items {
         match item {
@@ -274,8 +301,10 @@ mod tests {
             (r#"{"get":{"key":"a","key":"b"}}"#, "duplicate field `key`"),
             (r#"{"get":{"key":"a"},"delete":{"key":"b"}}"#, "exactly one"),
             ("{}", "exactly one"),
-            ("7", "invalid type"),
-            (r#"{"get":"a"}"#, "invalid type"),
+            ("7", "integer `7`, expected an object"),
+            (r#"{"get":"a"}"#, "expected an object"),
+            (r#"{"get":["a",null]}"#, "expected an object"),
+            (r#"[null,{"key":"a"},null]"#, "expected an object"),
             (r#"{"get":{}}"#, "neither key nor key_base64"),
             (r#"{"get":{"key":"a","key_base64":"YQ=="}}"#, "both key and key_base64"),
             (r#"{"get":{"key_base64":"YQ"}}"#, "key_base64"),
@@ -294,7 +323,8 @@ mod tests {
         for (text, words) in [
             (String::new(), "EOF"),
             (" ".into(), "EOF"),
-            ("null".into(), "invalid type"),
+            ("null".into(), "expected an object"),
+            (format!("[[{get}]]"), "expected an object"),
             ("{}".into(), "missing field `items`"),
             (r#"{"items":{}}"#.into(), "a list of items"),
             (r#"{"items":[],"items":[]}"#.into(), "duplicate field `items`"),
