@@ -1,7 +1,9 @@
 //! Pages of keys: `GET /v1/kv`.
 //!
 //! ```text
-//! {"items":[{"key":"a","version":"199e6a-7c"},{"key_base64":"/w==","version":"...","expires_at_ms":...}],"next":"AQAx"}
+//! {"items":[{"key":"a","version":"199e6a-7c"},
+//!           {"key_base64":"/w==","version":"199e6b-7c","expires_at_ms":1795280491168}],
+//!  "next":"AQAx"}
 //! ```
 //!
 //! | parameter | what |
