@@ -394,13 +394,14 @@ pub fn http(bytes: &[u8]) {
         static RUNTIME: Runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
     }
     let Some(request) = http_request(bytes) else { return };
-    let local = is_local(&request);
+    let (local, nameless) = (is_local(&request), host_of(&request).is_empty());
     let answer = async { ROUTES.with(Clone::clone).call(request).now_or_never() };
     let Some(Ok(response)) = RUNTIME.with(|runtime| runtime.block_on(answer)) else {
         panic!("a node that is in no ring answers at once");
     };
     match response.status() {
         StatusCode::FORBIDDEN => {}
+        StatusCode::BAD_REQUEST if nameless => {}
         StatusCode::OK
         | StatusCode::BAD_REQUEST
         | StatusCode::NOT_FOUND
@@ -413,14 +414,24 @@ pub fn http(bytes: &[u8]) {
     }
 }
 
+fn text_of(request: &Request<Body>, name: HeaderName) -> Option<&str> {
+    request.headers().get(name).map(|value| value.to_str().unwrap_or("?"))
+}
+
+fn host_of(request: &Request<Body>) -> &str {
+    let named = text_of(request, header::HOST).or(request.uri().authority().map(|a| a.as_str()));
+    named.unwrap_or_default()
+}
+
 /// A rough likeness of what the gateway must make sure of.
 fn is_local(request: &Request<Body>) -> bool {
-    let text = |name| request.headers().get(name).map(|v| v.to_str().unwrap_or("?"));
-    let host = text(header::HOST).or(request.uri().authority().map(|a| a.as_str())).unwrap_or_default();
+    let host = host_of(request);
     let letters = |c: char| c.is_ascii_hexdigit() || ".:[]".contains(c);
-    let address = host.chars().all(letters) || host.to_ascii_lowercase().starts_with("localhost");
-    let site = text(HeaderName::from_static("sec-fetch-site")).unwrap_or("none");
-    address && !site.contains("cross") && text(header::ORIGIN).is_none_or(|origin| origin.ends_with(host))
+    let named = !host.is_empty() && host.chars().all(letters);
+    let address = named || host.to_ascii_lowercase().starts_with("localhost");
+    let site = text_of(request, HeaderName::from_static("sec-fetch-site")).unwrap_or("none");
+    let origin = text_of(request, header::ORIGIN);
+    address && !site.contains("cross") && origin.is_none_or(|origin| origin.ends_with(host))
 }
 
 fn http_request(bytes: &[u8]) -> Option<Request<Body>> {

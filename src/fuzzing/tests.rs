@@ -315,6 +315,7 @@ fn http_seeds() -> Vec<Seed> {
         ("condition", "GET /v1/kv/a%ff\nhost: [::1]\nif-none-match: \"5-1\", W/\"6\"\nif-match: *\n\n"),
         ("conditional", "PUT /v1/kv/a?ttl=30s&fallback=one\nhost: [::1]\nif-none-match: *\n\napple"),
         ("coded", "POST /v1/kv/a\nhost: [::1]\ncontent-encoding: gzip\n\napple"),
+        ("nameless", "GET /v1/kv/a\nsec-fetch-site: cross-site\n\n"),
         ("image", "GET /v1/kv/a\nhost: localhost\nsec-fetch-site: cross-site\n\n"),
         (
             "list",
