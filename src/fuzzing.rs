@@ -9,6 +9,8 @@ use crate::core::layout::{BadLayout, Layout, Phase, Replicas};
 use crate::core::node::{Address, NodeId, RingId};
 use crate::core::replica_request::Answer;
 use crate::core::token::SegmentCount;
+use crate::gateway::dialects::Dialect;
+use crate::gateway::gate::{Gate, Wanted};
 use crate::gateway::native;
 use crate::location::agent;
 use crate::location::gossip::{Gossip, Identity};
@@ -30,6 +32,7 @@ use prost::Message;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tonic::codegen::Service;
 
@@ -385,32 +388,34 @@ pub fn text(bytes: &[u8]) {
     }
 }
 
-/// HTTP requests to a node that is in no ring yet: method and path on the first line, then headers,
-/// an empty line and the body.
+/// HTTP requests to a node that is in no ring yet, and to gates that have found none: method and path on
+/// the first line, then headers, an empty line and the body.
 pub fn http(bytes: &[u8]) {
     thread_local! {
-        static ROUTES: Router = in_no_ring();
+        static ROUTES: Vec<Router> = in_no_ring();
         // For the gateway's timeouts.
         static RUNTIME: Runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
     }
-    let Some(request) = http_request(bytes) else { return };
-    let (local, nameless) = (is_local(&request), host_of(&request).is_empty());
-    let answer = async { ROUTES.with(Clone::clone).call(request).now_or_never() };
-    let Some(Ok(response)) = RUNTIME.with(|runtime| runtime.block_on(answer)) else {
-        panic!("a node that is in no ring answers at once");
-    };
-    match response.status() {
-        StatusCode::FORBIDDEN => {}
-        StatusCode::BAD_REQUEST if nameless => {}
-        StatusCode::OK
-        | StatusCode::BAD_REQUEST
-        | StatusCode::NOT_FOUND
-        | StatusCode::METHOD_NOT_ALLOWED
-        | StatusCode::PAYLOAD_TOO_LARGE
-        | StatusCode::UNSUPPORTED_MEDIA_TYPE
-        | StatusCode::NOT_IMPLEMENTED
-        | StatusCode::SERVICE_UNAVAILABLE => assert!(local, "a page of elsewhere was let in"),
-        status => panic!("{status}"),
+    for mut routes in ROUTES.with(Clone::clone) {
+        let Some(request) = http_request(bytes) else { return };
+        let (local, nameless) = (is_local(&request), host_of(&request).is_empty());
+        let answer = async { routes.call(request).now_or_never() };
+        let Some(Ok(response)) = RUNTIME.with(|runtime| runtime.block_on(answer)) else {
+            panic!("without a ring all is answered at once");
+        };
+        match response.status() {
+            StatusCode::FORBIDDEN => {}
+            StatusCode::BAD_REQUEST if nameless => {}
+            StatusCode::OK
+            | StatusCode::BAD_REQUEST
+            | StatusCode::NOT_FOUND
+            | StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::UNSUPPORTED_MEDIA_TYPE
+            | StatusCode::NOT_IMPLEMENTED
+            | StatusCode::SERVICE_UNAVAILABLE => assert!(local, "a page of elsewhere was let in"),
+            status => panic!("{status}"),
+        }
     }
 }
 
@@ -448,7 +453,7 @@ fn http_request(bytes: &[u8]) -> Option<Request<Body>> {
     request.body(Body::from(rest.to_vec())).ok()
 }
 
-fn in_no_ring() -> Router {
+fn in_no_ring() -> Vec<Router> {
     let Ok(state) = NodeState::open(Arc::new(MemoryVault::new())) else {
         unreachable!("memory doesn't fail")
     };
@@ -457,7 +462,9 @@ fn in_no_ring() -> Router {
     let config = LocationConfig::default();
     let (location, _never_runs) = agent::start(address, config, state, false, Arc::new(store.clone()));
     store.attach(location);
-    native::routes(store)
+    let gate = Gate::new(Wanted { peers: Vec::new(), ring: None, timeout: Duration::ZERO });
+    let gates = Dialect::ALL.map(|dialect| dialect.routes(gate.clone()));
+    std::iter::once(native::routes(store)).chain(gates).collect()
 }
 
 /// Packets of the failure detector, each with its length in two bytes.

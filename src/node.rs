@@ -7,9 +7,11 @@
 //!
 //! What comes in is bounded at the `door`, by connections, below by what one connection may ask
 //! for, and by the `guard`, by what all messages may take in memory; `health` is what others are
-//! told of how the node does.
+//! told of how the node does. `gate` serves what is no node, with the same bounds.
 
 mod door;
+#[cfg(feature = "gateway")]
+pub mod gate;
 mod guard;
 mod health;
 
@@ -22,6 +24,7 @@ use crate::location::{Boxed, Departure, Location, LocationConfig, LocationError,
 use crate::store::{Store, commit::AnyEngine, room::FreeSpace};
 use crate::wire::{DESCRIPTORS, MAX_STREAMS};
 pub use door::Listener;
+use door::Silent;
 use guard::{Budgets, Guard};
 use health::Health;
 use std::sync::Arc;
@@ -186,20 +189,10 @@ async fn serve(
     #[cfg(not(feature = "store"))]
     let budget = None;
     let budgets = Budgets::new(budget);
-    let incoming = door::incoming(listener, budgets.clone());
-    let serve = Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
-        // A client may run out of patience with all of them at once, while the node hangs.
-        .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .http2_max_header_list_size(MAX_HEADER_BYTES)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
-        .accept_http1(cfg!(feature = "gateway"))
-        .serve_with_incoming_shutdown(Guard::new(routes, budgets), incoming, async {
-            let _told_or_dropped = stopped.await;
-        });
+    let incoming = door::incoming(listener, budgets.clone(), door::max_connections(), Silent::default());
+    let serve = server().serve_with_incoming_shutdown(Guard::new(routes, budgets), incoming, async {
+        let _told_or_dropped = stopped.await;
+    });
     let mut server = tokio::spawn(serve);
     #[cfg(feature = "store")]
     let housekeeping = store.as_ref().map(|store| tokio::spawn(store.clone().housekeeping()));
@@ -258,6 +251,20 @@ async fn serve(
         store.end_links();
     }
     ended
+}
+
+/// What one connection may ask for, and when it is taken for dead.
+fn server() -> Server {
+    Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        // A client may run out of patience with all of them at once, while the node hangs.
+        .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS as usize))
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .accept_http1(cfg!(feature = "gateway"))
 }
 
 /// The services that this node serves to clients.

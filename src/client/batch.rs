@@ -2,10 +2,9 @@
 
 use super::calls::{Op, after_failure};
 use super::{Client, ClientError, Found, PutOptions, Written, found, store, written};
-use crate::core::ttl::Ttl;
 use crate::wire::status;
 use crate::wire::store::{
-    BatchItem, BatchRequest, BatchResult, DeleteRequest, GetRequest, PutRequest, batch_item, batch_result,
+    BatchItem, BatchRequest, BatchResult, DeleteRequest, GetRequest, batch_item, batch_result,
 };
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -80,10 +79,8 @@ impl Client {
     fn to_send(&self, item: Item) -> Sent {
         let options = self.options();
         let (key, op, item) = match item {
-            Item::Put(key, value, PutOptions { ttl, content_type }) => {
-                let ttl_ms = ttl.map(Ttl::as_ms);
-                let put = PutRequest { key: key.clone(), value, options, content_type, ttl_ms };
-                (key, Op::Write, batch_item::Item::Put(put))
+            Item::Put(key, value, options) => {
+                (key.clone(), Op::Write, batch_item::Item::Put(self.put_request(key, value, options)))
             }
             Item::Get(key) => {
                 (key.clone(), Op::Read, batch_item::Item::Get(GetRequest { key, options, local: false }))

@@ -137,7 +137,7 @@ impl Client {
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left < LEAST_TIME {
                 return Err(last);
             }
             let Some(node) = self.ring.another(key, &tried) else { return Err(last) };
@@ -241,7 +241,22 @@ pub(super) fn retryable(status: &Status) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::routes::{Refresher, Ring};
+    use crate::client::{ClientConfig, ClientError};
+    use crate::core::layout::tests::ring_of;
     use std::io;
+
+    #[tokio::test]
+    async fn that_nobody_is_there_is_not_taken_for_too_much_to_do() {
+        for turn in 0..200 {
+            let ring = Arc::new(Ring::new(Vec::new(), 1, ring_of(1, 1, 4)));
+            let timeout = Duration::from_micros(20_000 + 50 * turn);
+            let config = ClientConfig { timeout, ..ClientConfig::default() };
+            let client = Client { config, ring, refresher: Refresher::default(), turn: Default::default() };
+            let failed = client.put("a", "b").await.unwrap_err();
+            assert!(matches!(failed, ClientError::Unavailable(_)), "{failed:?}");
+        }
+    }
 
     #[test]
     fn only_what_changes_nothing_is_sent_twice() {

@@ -134,9 +134,11 @@ pub struct Written {
     pub consistency: Consistency,
 }
 
-/// What is to be kept beside a value. The default is nothing, and for ever.
+/// How a value is to be put, and what is to be kept beside it. The default is nothing, and for ever.
 #[derive(Clone, Debug, Default)]
 pub struct PutOptions {
+    /// How many owners must have it, if not as many as the client's requests usually ask for.
+    pub consistency: Option<Consistency>,
     /// For how long the value is to be kept; `None` = for ever.
     pub ttl: Option<Ttl>,
     /// What kind of bytes the value is (a MIME type), at most 255 bytes.
@@ -276,14 +278,8 @@ impl Client {
         value: impl Into<Bytes>,
         options: PutOptions,
     ) -> Result<Written, ClientError> {
-        let (key, PutOptions { ttl, content_type }) = (key.into(), options);
-        let request = PutRequest {
-            key: key.clone(),
-            value: value.into(),
-            options: self.options(),
-            content_type,
-            ttl_ms: ttl.map(Ttl::as_ms),
-        };
+        let request = self.put_request(key.into(), value.into(), options);
+        let key = request.key.clone();
         let response =
             self.call(&key, Op::Write, request, |channel, request| async move {
                 store(channel).put(request).await
@@ -409,6 +405,14 @@ impl Client {
     /// All addresses worth trying: those the client was given first, then the members'.
     pub fn addresses(&self) -> Vec<Address> {
         self.ring.addresses()
+    }
+
+    fn put_request(&self, key: Bytes, value: Bytes, options: PutOptions) -> PutRequest {
+        let PutOptions { consistency, ttl, content_type } = options;
+        let wanted =
+            |wanted| Options { consistency: convert::consistency_to(wanted), fallback_to_one: false };
+        let options = consistency.map(wanted).or(self.options());
+        PutRequest { key, value, options, content_type, ttl_ms: ttl.map(Ttl::as_ms) }
     }
 
     fn options(&self) -> Option<Options> {

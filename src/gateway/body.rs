@@ -1,6 +1,7 @@
 //! What comes with a request.
 
 use super::failed::Failed;
+use crate::core::record::MAX_VALUE_BYTES;
 use axum::body::{Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::http::StatusCode;
@@ -27,8 +28,9 @@ pub(super) async fn body(mut request: Request, most: usize, limit: Duration) -> 
 }
 
 /// More than a body may have here.
-fn too_large(most: usize) -> Failed {
-    let message = format!("the body has at most {most} bytes here; nothing was done");
+pub(super) fn too_large(most: usize) -> Failed {
+    let message =
+        format!("a body has at most {most} bytes here, and a value {MAX_VALUE_BYTES}; nothing was done");
     Failed::new(StatusCode::PAYLOAD_TOO_LARGE, message)
 }
 

@@ -1,5 +1,6 @@
 //! How a request over plain HTTP ends that does not end well.
 
+use crate::client::ClientError;
 use crate::wire::status;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -26,6 +27,20 @@ impl Failed {
     pub(super) fn bad(message: impl Into<String>) -> Self {
         Failed::new(StatusCode::BAD_REQUEST, message)
     }
+
+    /// Nothing was done; it may be sent again later.
+    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+        Failed { again: true, ..Failed::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
+    /// The answer that says so, with this for a body.
+    pub(super) fn answer(&self, body: impl IntoResponse) -> Response {
+        let mut response = (self.code, body).into_response();
+        if self.again {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
 }
 
 impl From<Status> for Failed {
@@ -43,13 +58,22 @@ impl From<Status> for Failed {
     }
 }
 
+impl From<ClientError> for Failed {
+    fn from(error: ClientError) -> Self {
+        let (code, again) = match &error {
+            ClientError::Invalid(_) => (StatusCode::BAD_REQUEST, false),
+            ClientError::NoNode(_) | ClientError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, true),
+            ClientError::Exhausted(_) => (StatusCode::TOO_MANY_REQUESTS, true),
+            ClientError::OutcomeUnknown(_) => (StatusCode::GATEWAY_TIMEOUT, false),
+            ClientError::Refused(_) => (StatusCode::INTERNAL_SERVER_ERROR, false),
+        };
+        Failed { code, message: error.to_string(), again }
+    }
+}
+
 impl IntoResponse for Failed {
     fn into_response(self) -> Response {
-        let mut response = (self.code, format!("{}\n", self.message)).into_response();
-        if self.again {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        response
+        self.answer(format!("{}\n", self.message))
     }
 }
 
@@ -69,6 +93,16 @@ mod tests {
         assert_eq!(code(status::unknown(Code::Aborted, "a race")), (504, false));
         assert_eq!(code(status::unknown(Code::DeadlineExceeded, "late")), (504, false));
         assert_eq!(code(Status::not_found("no such key")), (404, false));
+        let code = |error: ClientError| {
+            let failed = Failed::from(error);
+            (failed.code.as_u16(), failed.again)
+        };
+        let message = String::new;
+        assert_eq!(code(ClientError::NoNode(message())), (503, true));
+        assert_eq!(code(ClientError::Unavailable(message())), (503, true));
+        assert_eq!(code(ClientError::Exhausted(message())), (429, true));
+        assert_eq!(code(ClientError::OutcomeUnknown(message())), (504, false));
+        assert_eq!(code(ClientError::Invalid(message())), (400, false));
         let response = Failed::from(status::unavailable("no quorum")).into_response();
         assert_eq!(response.headers()[header::RETRY_AFTER], "1");
     }

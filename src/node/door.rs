@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
 
@@ -42,7 +42,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// How many connections are taken: a quarter of the files that this process may have open is left
 /// for its data and for its own connections to others.
-fn max_connections() -> usize {
+pub(super) fn max_connections() -> usize {
     #[cfg(unix)]
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     #[cfg(not(unix))]
@@ -71,13 +71,27 @@ impl Listener for TcpListener {
     }
 }
 
-/// The connections that come in on a listener, for as long as there is a place for each. Each brings
-/// its share of the budgets.
+/// Those that were let in and have not said yet what they speak.
+#[derive(Clone, Default)]
+pub(super) struct Silent(Arc<watch::Sender<()>>);
+
+impl Silent {
+    /// Waits until there are none.
+    #[cfg(feature = "gateway")]
+    pub(super) async fn none(&self) {
+        self.0.closed().await;
+    }
+}
+
+/// The connections that come in on a listener, `most` at once. Each brings its share of the budgets,
+/// and is first among the `silent`.
 pub(super) fn incoming<L: Listener>(
     listener: L,
     budgets: Arc<Budgets>,
+    most: usize,
+    silent: Silent,
 ) -> impl Stream<Item = io::Result<Guest<L::Stream>>> {
-    let door = Door::new(listener, budgets, max_connections(), GREETING);
+    let door = Door { silent, ..Door::new(listener, budgets, most, GREETING) };
     futures_util::stream::unfold(door, |mut door| async move {
         let guest = door.next().await;
         Some((Ok(guest), door))
@@ -94,6 +108,7 @@ struct Door<L> {
     idle: Duration,
     most: usize,
     greeting: Duration,
+    silent: Silent,
     turned_away: u64,
     said: Option<Instant>,
 }
@@ -108,6 +123,7 @@ impl<L: Listener> Door<L> {
             guests: Vec::new(),
             most,
             greeting,
+            silent: Silent::default(),
             idle: IDLE,
             turned_away: 0,
             said: None,
@@ -155,7 +171,8 @@ impl<L: Listener> Door<L> {
         }
         let (budgets, (go, asked_to_go)) = (self.budgets.share(), oneshot::channel());
         self.guests.push((Arc::downgrade(&budgets), go));
-        let silence = Silence { heard: 0, end: Box::pin(tokio::time::sleep(self.greeting)) };
+        let end = Box::pin(tokio::time::sleep(self.greeting));
+        let silence = Silence { heard: 0, end, _among: self.silent.0.subscribe() };
         Guest { stream, budgets, silence: Some(silence), asked_to_go, _place: place }
     }
 
@@ -182,6 +199,8 @@ pub(super) struct Guest<S> {
 struct Silence {
     heard: usize,
     end: Pin<Box<Sleep>>,
+    /// The others.
+    _among: watch::Receiver<()>,
 }
 
 impl<S> Connected for Guest<S> {
@@ -336,6 +355,26 @@ mod tests {
             let mut answered = door.next().await;
             answered.write_all(b"y").await.unwrap();
             assert!(answered.silence.is_none());
+        });
+    }
+
+    #[cfg(feature = "gateway")]
+    #[test]
+    fn who_has_not_spoken_is_known() {
+        use futures_util::FutureExt;
+        block_on(async {
+            let (mut door, address) = door(2, LONG).await;
+            let silent = door.silent.clone();
+            silent.none().await;
+            let mut speaker = TcpStream::connect(address).await.unwrap();
+            let (mut guest, _outside) = (door.next().await, TcpStream::connect(address).await.unwrap());
+            let gone = door.next().await;
+            assert!(silent.none().now_or_never().is_none());
+            speaker.write_all(&[b'x'; PREFACE_BYTES]).await.unwrap();
+            guest.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
+            assert!(silent.none().now_or_never().is_none());
+            drop(gone);
+            silent.none().await;
         });
     }
 

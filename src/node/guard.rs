@@ -120,7 +120,8 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
         let budgets = request.extensions().get::<Arc<Budgets>>().unwrap_or(&self.all);
-        let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX / 2);
+        // Who announces more than anything may have is told so by whoever reads it.
+        let announced = request.body().size_hint().lower().min(MAX_MESSAGE_BYTES as u64) as usize;
         let held = match budgets.hold(path, announced) {
             Ok(held) => Arc::new(held),
             Err(status) => {

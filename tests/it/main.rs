@@ -18,6 +18,7 @@ mod bad_input;
 mod changes;
 mod client;
 mod collection;
+mod dialects;
 #[cfg(target_os = "linux")]
 mod discover;
 mod expiry;

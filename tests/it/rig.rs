@@ -93,6 +93,7 @@ fn program(name: &str) -> &'static str {
         "storeget" => env!("CARGO_BIN_EXE_storeget"),
         "storectl" => env!("CARGO_BIN_EXE_storectl"),
         "storebench" => env!("CARGO_BIN_EXE_storebench"),
+        "storegate" => env!("CARGO_BIN_EXE_storegate"),
         _ => panic!("no program is called {name}"),
     }
 }
@@ -197,6 +198,11 @@ impl Rig {
     /// Some port of this place.
     pub(crate) fn any_port(&self) -> String {
         format!("{}:0", self.ip)
+    }
+
+    /// A port of this place that is known beforehand.
+    pub(crate) fn at(&self, port: u16) -> String {
+        format!("{}:{port}", self.ip)
     }
 
     /// Runs something asynchronous to its end.

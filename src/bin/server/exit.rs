@@ -21,7 +21,10 @@ pub(crate) fn code(error: &anyhow::Error) -> u8 {
 fn known(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<PlaceError>() {
         return Some(match error {
-            PlaceError::InUse(_) | PlaceError::Unbound { .. } | PlaceError::NoPort => UNAVAILABLE,
+            PlaceError::InUse(_)
+            | PlaceError::GateInUse(_)
+            | PlaceError::Unbound { .. }
+            | PlaceError::NoPort => UNAVAILABLE,
             PlaceError::OtherKind { .. } | PlaceError::OtherRing { .. } | PlaceError::Sound { .. } => {
                 CONFLICT
             }

@@ -6,12 +6,14 @@ mod command_line;
 #[path = "../common/duration.rs"]
 mod duration;
 mod exit;
+mod gates;
 mod notify;
 mod options;
 mod place;
 mod talk;
 
 use anyhow::{Context, bail};
+use gates::Gates;
 use notify::Manager;
 use options::{Options, Parsed};
 use place::Place;
@@ -134,6 +136,8 @@ async fn live(
     inbox: &mut mpsc::Receiver<Command>,
     manager: &Manager,
 ) -> anyhow::Result<Life> {
+    // First, so that a node whose gate can't be had changes nothing.
+    let gates = Gates::bind(&options.gate).await?;
     let Place { listener, address, directory, replaces } = place::choose(kind, options, again).await?;
     let bound = listener.local_addr().context("the bound address can't be read")?;
     let vault: Arc<dyn Vault> = match &directory {
@@ -153,6 +157,7 @@ async fn live(
         }
         None => news!("node {:.8} listens on {address}, data in memory only", state.id),
     }
+    let gates = gates.open(bound, &options.ring).context("a gate could not be opened")?;
     let role = match engine {
         None => Role::Location,
         Some(engine) => {
@@ -180,6 +185,9 @@ async fn live(
             }
         }
     };
+    if let Some(gates) = gates {
+        gates.close().await;
+    }
     match ended {
         Ok(Departure::Left) => manager.goes("left").await,
         Ok(Departure::Stopped) => manager.goes(STAYS).await,

@@ -1,6 +1,6 @@
 //! The servers' options.
 
-use super::{command_line, duration};
+use super::{command_line, duration, gates};
 use clap::builder::FalseyValueParser;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -57,6 +57,11 @@ pub(crate) struct Options {
     /// scanning this machine. It has to listen where they reach it: see --listen.
     #[arg(long)]
     discover: bool,
+
+    /// Speak plain HTTP as an older store did, on another port: `velour`, `simplestore` or `diststore`; may
+    /// be given several times. `storegate` does the same without a node.
+    #[arg(long, value_name = "DIALECT=HOST:PORT", env = "THRIFTY_GATE", value_delimiter = ',', value_parser = gates::asked)]
+    pub(crate) gate: Vec<gates::Asked>,
 
     /// Make a new ring, alone, without looking for one.
     #[arg(long)]
@@ -151,6 +156,8 @@ Examples:
                                      a node of a ring that spans machines
   storeserver --discover --listen 0.0.0.0:9900 --insecure
                                      the same on every machine of a LAN: they find each other
+  storeserver --gate velour=127.0.0.1:8000
+                                     a node, and beside it HTTP as `storegate` speaks it
   storeserver --memory               nothing on disk
   storeserver --data-dir old/9901 --port 9955
                                      a member that moved to another port
@@ -182,11 +189,18 @@ impl Options {
         let command = Options::command().name(name).about(about).after_help(examples);
         let matches = command_line::matches(command.clone(), "8");
         let options = Options::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-        match Parsed::new(options) {
+        match Parsed::new(kind, options) {
             Ok(parsed) => parsed,
             Err(Usage(why)) => command.clone().error(clap::error::ErrorKind::ValueValidation, why).exit(),
         }
     }
+}
+
+fn not_encrypted(address: &SocketAddr) -> Usage {
+    Usage(format!(
+        "{address} can be reached from other machines, and the traffic is not encrypted: \
+         add --insecure if that is what you want"
+    ))
 }
 
 /// Options that make sense together.
@@ -244,7 +258,7 @@ fn reached_by(options: &Options, listen: Option<SocketAddr>) -> Result<Option<Ip
 }
 
 impl Parsed {
-    fn new(options: Options) -> Result<Self, Usage> {
+    fn new(kind: Kind, options: Options) -> Result<Self, Usage> {
         let address = |text: &str| text.parse::<Address>().map_err(|error| Usage(error.to_string()));
         // A variable that is set to nothing names no peer.
         let named = options.peer.iter().filter(|peer| !peer.is_empty());
@@ -269,6 +283,16 @@ impl Parsed {
             };
         let listen = options.listen.or(port.map(|port| SocketAddr::from(([127, 0, 0, 1], port))));
         let host = reached_by(&options, listen)?;
+        if let Some((_, gate)) = options.gate.iter().find(|(_, gate)| !gate.ip().is_loopback())
+            && !options.insecure
+        {
+            return Err(not_encrypted(gate));
+        }
+        if kind == Kind::Location && !options.gate.is_empty() {
+            return Err(Usage(
+                "a location node stores nothing for a --gate to tell: start `storeserver`".into(),
+            ));
+        }
         let name = |what, text: &str| match text.len() > MAX_NAME_BYTES {
             true => Err(Usage(format!("the {what}'s name has more than {MAX_NAME_BYTES} bytes"))),
             false => Ok(()),

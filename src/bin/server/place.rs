@@ -31,6 +31,10 @@ pub(crate) enum PlaceError {
     #[error("{0} is in use: choose another port with --port, or leave it out to take the next free one")]
     InUse(SocketAddr),
 
+    /// Somebody listens where a gate is to.
+    #[error("{0} is in use: choose another port for --gate")]
+    GateInUse(SocketAddr),
+
     /// The operating system refuses.
     #[error("{address} can't be listened on")]
     Unbound {

@@ -40,7 +40,25 @@ pub(crate) fn answer(mut stream: TcpStream) -> Result<Answer> {
     let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").ok_or_else(none)?;
     let head = String::from_utf8_lossy(&bytes[..end]).replace("\r\n", "\n");
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(none)?;
-    Ok(Answer { status, head, body: bytes[end + 4..].to_vec() })
+    let mut answer = Answer { status, head, body: bytes[end + 4..].to_vec() };
+    if answer.header("transfer-encoding") == Some("chunked") {
+        answer.body = whole(&answer.body).ok_or_else(none)?;
+    }
+    Ok(answer)
+}
+
+/// What came in chunks; `None` if it broke off.
+fn whole(mut chunks: &[u8]) -> Option<Vec<u8>> {
+    let mut whole = Vec::new();
+    loop {
+        let end = chunks.windows(2).position(|two| two == b"\r\n")?;
+        let size = usize::from_str_radix(std::str::from_utf8(&chunks[..end]).ok()?, 16).ok()?;
+        if size == 0 {
+            return Some(whole);
+        }
+        whole.extend(chunks.get(end + 2..end + 2 + size)?);
+        chunks = chunks.get(end + 2 + size + 2..)?;
+    }
 }
 
 /// One request, on a connection of its own. `headers` are lines.
