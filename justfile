@@ -86,6 +86,10 @@ compare:
 overload nodes="3" seconds="15" *flags:
     bash benches/overload.sh {{nodes}} {{seconds}} {{flags}}
 
+# Reads of keys that everybody reads, by number of nodes, with their caches and without. Takes root.
+hot-key seconds="3" percent="10":
+    bash benches/hot_key.sh {{seconds}} {{percent}}
+
 # What good clients keep of their rate under each kind of abuse.
 abuse:
     cargo test --release --test it abuse::good_clients -- --ignored --nocapture

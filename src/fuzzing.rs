@@ -5,6 +5,7 @@
 //! runs them under libFuzzer; the tests below run them on the committed corpus. Not part of the
 //! library's interface.
 
+use crate::cache::CacheConfig;
 use crate::core::layout::{BadLayout, Layout, Phase, Replicas};
 use crate::core::node::{Address, NodeId, RingId};
 use crate::core::replica_request::Answer;
@@ -457,12 +458,17 @@ fn in_no_ring() -> Vec<Router> {
     let Ok(state) = NodeState::open(Arc::new(MemoryVault::new())) else {
         unreachable!("memory doesn't fail")
     };
-    let store = Store::new(&state, Arc::new(MemoryEngine::new()), None);
+    let store = Store::new(&state, Arc::new(MemoryEngine::new()), None, CacheConfig::default());
     let address = Address::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
     let config = LocationConfig::default();
     let (location, _never_runs) = agent::start(address, config, state, false, Arc::new(store.clone()));
     store.attach(location);
-    let gate = Gate::new(Wanted { peers: Vec::new(), ring: None, timeout: Duration::ZERO });
+    let gate = Gate::new(Wanted {
+        peers: Vec::new(),
+        ring: None,
+        timeout: Duration::ZERO,
+        cache: CacheConfig::default(),
+    });
     let gates = Dialect::ALL.map(|dialect| dialect.routes(gate.clone()));
     std::iter::once(native::routes(store)).chain(gates).collect()
 }

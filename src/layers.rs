@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the bottom up. Each may use itself and those before it.
-const LAYERS: [&str; 9] =
-    ["core", "storage", "replica", "wire", "client", "location", "store", "gateway", "node"];
+const LAYERS: [&str; 10] =
+    ["core", "storage", "replica", "wire", "client", "cache", "location", "store", "gateway", "node"];
 
 fn rank(layer: &str) -> Option<usize> {
     LAYERS.iter().position(|known| *known == layer)

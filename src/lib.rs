@@ -8,12 +8,15 @@
 //! - [`replica`]: the guard that accepts or refuses requests for a node's copies
 //! - `wire`: the protocol, and its checked conversions (feature `client`)
 //! - `client`: finds a ring, learns its layout, goes straight to a key's owner (feature `client`)
+//! - `cache`: commonly read keys where they are read (feature `cache`)
 //! - `location`: who is in the ring (feature `location`)
 //! - `store`: keys and values (feature `store`)
 //! - `gateway`: the store over plain HTTP (feature `gateway`)
 //! - `node`: all of it put together (feature `location`)
 //! - `testing`: a ring inside of a test (feature `store`)
 
+#[cfg(feature = "cache")]
+pub mod cache;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod core;

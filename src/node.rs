@@ -15,6 +15,8 @@ pub mod gate;
 mod guard;
 mod health;
 
+#[cfg(feature = "store")]
+use crate::cache::CacheConfig;
 use crate::core::node::Address;
 #[cfg(feature = "gateway")]
 use crate::gateway::native;
@@ -85,6 +87,8 @@ pub enum Role {
         engine: AnyEngine,
         /// How much room there is left.
         free_space: Option<FreeSpace>,
+        /// For reads at ONE of keys that other nodes hold.
+        cache: CacheConfig,
     },
 }
 
@@ -137,8 +141,8 @@ pub fn start(
             (location, serving)
         }
         #[cfg(feature = "store")]
-        Role::Store { engine, free_space } => {
-            let store = Store::new(&state, engine, free_space);
+        Role::Store { engine, free_space, cache } => {
+            let store = Store::new(&state, engine, free_space, cache);
             let (location, agent) = agent::start(address, config, state, durable, Arc::new(store.clone()));
             store.attach(location.clone());
             let serving = serve(listener, location.clone(), Box::pin(agent), Some(store), commands);
@@ -332,7 +336,8 @@ mod tests {
             true => panic!("a mistake"),
         };
         let free_space = Some(FreeSpace { folder: "data/1".into(), bytes: Box::new(bytes) });
-        let role = Role::Store { engine: Arc::new(SimulatedEngine::new()), free_space };
+        let (engine, cache) = (Arc::new(SimulatedEngine::new()), CacheConfig::default());
+        let role = Role::Store { engine, free_space, cache };
         let config = LocationConfig { kind: Kind::Store, bootstrap: true, ..LocationConfig::default() };
         let node = Node { address, state, durable: false, config, role };
         let (_commands, inbox) = mpsc::channel(1);

@@ -14,6 +14,7 @@
 //! Its nodes are the real ones, on ports of 127.0.0.1 that were free, and keep everything in memory. They
 //! run in the test's runtime and end with it. No two rings ever meet, so that tests run side by side.
 
+use crate::cache::CacheConfig;
 use crate::client::{Client, ClientConfig, ClientError};
 use crate::core::layout::{Kind, Phase};
 use crate::core::node::Address;
@@ -133,7 +134,8 @@ impl Ring {
             .map_err(|error| NodeError::Storage(error.to_string()))?;
         let (peers, bootstrap) = (self.addresses(), self.members.is_empty());
         let config = LocationConfig { peers, bootstrap, ..self.config.clone() };
-        let role = Role::Store { engine: Arc::new(MemoryEngine::new()), free_space: None };
+        let (engine, cache) = (Arc::new(MemoryEngine::new()), CacheConfig::default());
+        let role = Role::Store { engine, free_space: None, cache };
         let (commands, inbox) = mpsc::channel(1);
         let node = Node { address: address.clone(), state, durable: false, config, role };
         let (location, running) = node::start(listener, node, inbox);

@@ -8,12 +8,14 @@ mod common;
 mod talk;
 
 use clap::Parser;
+use common::caching::Caching;
 use common::options::Connect;
 use common::{Exit, Failure};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
+use thrifty::cache::CacheUse;
 use thrifty::client::ClientError;
 use thrifty::gateway::dialects::Dialect;
 use thrifty::gateway::gate::{Gate, Wanted};
@@ -73,6 +75,9 @@ struct Cli {
     ring: Option<String>,
 
     #[command(flatten)]
+    caching: Caching,
+
+    #[command(flatten)]
     connect: Connect,
 }
 
@@ -82,7 +87,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {
-    let Cli { dialect, listen, insecure, ring, connect } = cli;
+    let Cli { dialect, listen, insecure, ring, caching, connect } = cli;
     if !listen.ip().is_loopback() && !insecure {
         let why = "can be reached from other machines, and the traffic is not encrypted: add --insecure if that \
                    is what you want";
@@ -104,7 +109,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         let _served_already = tell.send(());
         come(&mut signals).await;
     };
-    let gate = Gate::new(Wanted { peers: connect.peers(), ring, timeout: connect.timeout });
+    let gate =
+        Gate::new(Wanted { peers: connect.peers(), ring, timeout: connect.timeout, cache: caching.config() });
     let work = async {
         // Until the ring was looked for nobody is let in, so that who can goes to another gate.
         if let Err(wrong @ (ClientError::Invalid(_) | ClientError::Refused(_))) = gate.look().await {
@@ -126,7 +132,12 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         ended = work => ended?,
         () = told_twice => {}
     }
-    news!("stopped");
+    match gate.cache_use().filter(|used| used.hits > 0) {
+        Some(CacheUse { hits, misses }) => {
+            news!("stopped; of {} reads {hits} were answered from the cache", hits + misses);
+        }
+        None => news!("stopped"),
+    }
     Ok(())
 }
 

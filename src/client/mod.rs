@@ -57,7 +57,8 @@ pub struct ClientConfig {
     /// work over more cores.
     pub connections: usize,
     /// Send requests to all nodes in turn rather than to the key's owner, as a client would that
-    /// knows no layout. Slower, since most are then forwarded; made for measuring that.
+    /// knows no layout. Slower, since most are then forwarded; but reads at ONE of keys that are read all
+    /// the time are then answered by all nodes, each from its cache.
     pub any_node: bool,
 }
 
@@ -433,7 +434,7 @@ fn written(version: Option<crate::wire::store::Version>, consistency: i32) -> Wr
     Written { version: convert::version(version), consistency: achieved(consistency) }
 }
 
-fn found(response: GetResponse) -> Found {
+pub(crate) fn found(response: GetResponse) -> Found {
     Found {
         value: response.value,
         version: convert::version(response.version),

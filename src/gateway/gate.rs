@@ -6,6 +6,7 @@
 
 use super::body::too_large;
 use super::failed::Failed;
+use crate::cache::{Cache, CacheConfig, CacheUse};
 use crate::client::{Client, ClientConfig, ClientError, PutOptions, ScanOptions, find_on_loopback};
 use crate::core::layout::Kind;
 use crate::core::node::Address;
@@ -27,6 +28,10 @@ const CONSISTENCY: Consistency = Consistency::Quorum;
 /// arrived don't count, so that nobody has all places by being slow.
 const UNDER_WAY: usize = 1024;
 
+/// What is under a key is kept once it was read so often. Who reads a key now and then finds what was
+/// stored through another gate a moment ago.
+const OFTEN: u32 = 8;
+
 /// Keys that are listed in one piece.
 const LISTED_AT_ONCE: usize = 256;
 
@@ -42,6 +47,8 @@ pub struct Wanted {
     pub ring: Option<String>,
     /// How long a request may take.
     pub timeout: Duration,
+    /// How stale what many read may be, and how much is kept for that.
+    pub cache: CacheConfig,
 }
 
 impl Wanted {
@@ -90,6 +97,7 @@ pub struct Gate {
     client: ArcSwapOption<Client>,
     known: ArcSwap<Known>,
     places: Semaphore,
+    cache: Cache,
     /// Told of requests after which it is to be seen whether the ring is still there.
     doubt: Notify,
 }
@@ -98,6 +106,7 @@ impl Gate {
     /// A gate before a ring that has yet to be found.
     pub fn new(wanted: Wanted) -> Arc<Self> {
         Arc::new(Gate {
+            cache: Cache::new(CacheConfig { often: OFTEN, ..wanted.cache }),
             wanted,
             client: ArcSwapOption::empty(),
             known: ArcSwap::default(),
@@ -149,10 +158,19 @@ impl Gate {
         }
     }
 
-    /// The value under a key, if there is one.
+    /// How often its cache was of use; nothing where it has none.
+    pub fn cache_use(&self) -> Option<CacheUse> {
+        self.cache.used()
+    }
+
+    /// The value under a key, if there is one, as it was at most so long ago as the cache may
+    /// keep what is read often.
     pub(super) async fn get(&self, key: Bytes) -> Result<Option<Bytes>, Failed> {
-        let (client, _place) = self.way(&key)?;
-        let found = self.judged(client.get(key).await)?;
+        let load = async {
+            let (client, _place) = self.way(&key)?;
+            self.judged(client.get(key.clone()).await)
+        };
+        let found = self.cache.get(&key, load).await?;
         Ok(found.map(|found| found.value))
     }
 
@@ -209,14 +227,16 @@ impl Gate {
         }
         let (client, _place) = self.way(&key)?;
         let options = PutOptions { consistency, ..PutOptions::default() };
-        self.judged(client.put_with(key, value, options).await)?;
+        let _changing = self.cache.changing(&key);
+        self.judged(client.put_with(key.clone(), value, options).await)?;
         Ok(())
     }
 
     /// Deletes a key.
     pub(super) async fn delete(&self, key: Bytes) -> Result<(), Failed> {
         let (client, _place) = self.way(&key)?;
-        self.judged(client.delete(key).await)?;
+        let _changing = self.cache.changing(&key);
+        self.judged(client.delete(key.clone()).await)?;
         Ok(())
     }
 
@@ -250,9 +270,14 @@ impl Gate {
 mod tests {
     use super::*;
 
+    fn no_ring() -> Wanted {
+        let (timeout, cache) = (Duration::from_secs(1), CacheConfig::default());
+        Wanted { peers: Vec::new(), ring: None, timeout, cache }
+    }
+
     #[tokio::test]
     async fn a_gate_without_a_ring_says_so_and_checks_what_it_is_given_first() {
-        let gate = Gate::new(Wanted { peers: Vec::new(), ring: None, timeout: Duration::from_secs(1) });
+        let gate = Gate::new(no_ring());
         let code = |result: Result<(), Failed>| result.map_err(|f| (f.code.as_u16(), f.again));
         let key = Bytes::from_static(b"k");
         assert_eq!(code(gate.get(key.clone()).await.map(drop)), Err((503, true)));
@@ -269,7 +294,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_too_much_at_once_is_turned_away() {
-        let gate = Gate::new(Wanted { peers: Vec::new(), ring: None, timeout: Duration::from_secs(1) });
+        let gate = Gate::new(no_ring());
         let _all = gate.places.acquire_many(UNDER_WAY as u32).await.unwrap();
         let failed = gate.get(Bytes::from_static(b"k")).await.unwrap_err();
         assert!(failed.again && failed.message.contains("under way"), "{failed:?}");

@@ -14,7 +14,7 @@ pub fn status(status: &StatusResponse, layout: &Layout) -> Value {
             "id": id(n).to_string(), "address": n.address, "state": state(n), "segments": n.segments,
             "keys": n.keys, "bytes": n.bytes, "last_heard_ms": n.last_heard_ms, "zone": n.zone,
             "weight": n.weight, "durable": n.durable, "pulled": n.pulled, "to_pull": n.to_pull,
-            "skew_ms": n.skew_ms,
+            "skew_ms": n.skew_ms, "cache_hits": n.cache_hits, "cache_misses": n.cache_misses,
         })
     };
     json!({

@@ -200,6 +200,10 @@ pub struct Holdings {
     pub keys: u64,
     /// Bytes of keys and values.
     pub bytes: u64,
+    /// Reads that it answered from its cache, if it has one.
+    pub cache_hits: Option<u64>,
+    /// Reads that its cache could have answered and did not.
+    pub cache_misses: Option<u64>,
 }
 
 /// Whoever keeps something for segments, and hands it over when they change owner.

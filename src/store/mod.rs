@@ -17,6 +17,7 @@
 //! - [`handoff`]: segments that change their owner
 //! - [`repair`]: owners that catch up on each other
 //! - `collect`: what was deleted or has expired is forgotten
+//! - `cached`: reads at ONE that this node answers from its cache
 //! - `batch`: many requests in one call
 //! - `scan`: all keys, or those of a prefix
 //! - [`service`]: the gRPC services
@@ -24,6 +25,7 @@
 mod admission;
 pub mod answers;
 pub(crate) mod batch;
+mod cached;
 mod callers;
 mod collect;
 pub mod commit;
@@ -38,6 +40,7 @@ pub mod service;
 mod slow;
 pub mod turns;
 
+use crate::cache::{Cache, CacheConfig};
 use crate::core::clock::Clock;
 use crate::core::collection::Found;
 use crate::core::layout::Layout;
@@ -99,6 +102,7 @@ struct Inner {
     /// For whoever compares this node with other owners: his connections to them.
     repairing: tokio::sync::Mutex<Clients>,
     room: Arc<Room>,
+    cache: Cache,
     failed: watch::Sender<Option<String>>,
 }
 
@@ -115,7 +119,12 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// A store that serves from `engine` as soon as it has a layout. `free_space` is asked before
     /// each batch of writes; without it there is always room.
-    pub fn new(state: &NodeState, engine: AnyEngine, free_space: Option<FreeSpace>) -> Self {
+    pub fn new(
+        state: &NodeState,
+        engine: AnyEngine,
+        free_space: Option<FreeSpace>,
+        cache: CacheConfig,
+    ) -> Self {
         Store(Arc::new(Inner {
             engine,
             vault: state.vault(),
@@ -136,6 +145,7 @@ impl Store {
             found: watch::Sender::default(),
             repairing: tokio::sync::Mutex::default(),
             room: Arc::new(Room::new(free_space)),
+            cache: Cache::new(cache),
             failed: watch::channel(None).0,
         }))
     }
@@ -311,7 +321,13 @@ impl SegmentHost for Store {
 
     fn holdings(&self) -> Option<Holdings> {
         let totals = self.0.committer.get()?.replica().totals();
-        Some(Holdings { keys: totals.keys, bytes: totals.bytes })
+        let used = self.0.cache.used();
+        Some(Holdings {
+            keys: totals.keys,
+            bytes: totals.bytes,
+            cache_hits: used.map(|used| used.hits),
+            cache_misses: used.map(|used| used.misses),
+        })
     }
 
     fn found(&self, epoch: Epoch) -> Found {
@@ -383,7 +399,7 @@ mod tests {
     pub(super) async fn member_with(layout: Layout, engine: AnyEngine) -> Store {
         let mut state = NodeState::open(Arc::new(MemoryVault::new())).unwrap();
         (state.id, state.layout) = (NodeId(1), Some(Arc::new(layout)));
-        let store = Store::new(&state, engine, None);
+        let store = Store::new(&state, engine, None, CacheConfig::default());
         let config = LocationConfig { kind: Kind::Store, ..LocationConfig::default() };
         let address = "127.0.0.1:1".parse().unwrap();
         let (location, agent) = agent::start(address, config, state, false, Arc::new(store.clone()));
@@ -400,7 +416,8 @@ mod tests {
         let (key, record) = (bytes::Bytes::from("k"), Record::value(Version { hlc: 5, node: 1 }, "old"));
         engine.merge(&[Entry { slot, token: Token::of(&key), key, record }]).unwrap();
         let state = NodeState::open(Arc::new(MemoryVault::new())).unwrap();
-        Store::new(&state, engine.clone(), None).forget_former_life().unwrap();
+        let store = Store::new(&state, engine.clone(), None, CacheConfig::default());
+        store.forget_former_life().unwrap();
         assert!(engine.slots().is_empty());
     }
 }

@@ -76,6 +76,7 @@ impl Room {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::CacheConfig;
     use crate::core::layout::tests::ring_of;
     use crate::core::record::{Record, Version};
     use crate::core::replica_request::{Answer, Ask};
@@ -101,7 +102,8 @@ mod tests {
             bytes => Ok(bytes),
         };
         let free_space = FreeSpace { folder: "data/1".into(), bytes: Box::new(bytes) };
-        let store = Store::new(&state, Arc::new(SimulatedEngine::new()), Some(free_space));
+        let engine = Arc::new(SimulatedEngine::new());
+        let store = Store::new(&state, engine, Some(free_space), CacheConfig::default());
         store.install(layout.clone()).unwrap();
         let committer = store.committer().unwrap();
         assert!(committer.replica().is_full());

@@ -40,7 +40,7 @@ pub(super) enum Ended {
     NotOwner(u64),
 }
 
-fn key_of(request: &forwarded_request::Request) -> &Bytes {
+pub(super) fn key_of(request: &forwarded_request::Request) -> &Bytes {
     match request {
         forwarded_request::Request::Put(put) => &put.key,
         forwarded_request::Request::Get(get) => &get.key,
@@ -57,7 +57,7 @@ fn options_of(request: &forwarded_request::Request) -> Options {
     options.unwrap_or_default()
 }
 
-fn reads(request: &forwarded_request::Request) -> bool {
+pub(super) fn reads(request: &forwarded_request::Request) -> bool {
     matches!(request, forwarded_request::Request::Get(_))
 }
 
@@ -121,6 +121,10 @@ impl Store {
         if get.local {
             return self.get_local(get.key, timeout).await;
         }
+        if self.may_be_cached(&get) {
+            // In a box, so that the usual future stays small.
+            return Box::pin(self.get_cached(get, timeout)).await;
+        }
         match self.route(forwarded_request::Request::Get(get), timeout).await? {
             answer::Answer::Get(response) => Ok(response),
             other => Err(nonsense(&other)),
@@ -152,10 +156,19 @@ impl Store {
     ) -> Result<answer::Answer, Status> {
         check(&request)?;
         let _taken_in = self.0.admission.take_in()?;
-        let deadline = Instant::now() + timeout;
+        let _changing = self.changing(&request);
+        self.have_coordinated(&request, Instant::now() + timeout).await
+    }
+
+    /// Has a good request coordinated that was taken in.
+    pub(super) async fn have_coordinated(
+        &self,
+        request: &forwarded_request::Request,
+        deadline: Instant,
+    ) -> Result<answer::Answer, Status> {
         loop {
             let layout = self.layout()?;
-            let segment = layout.segment(key_of(&request));
+            let segment = layout.segment(key_of(request));
             let mut tried = 0;
             for node in self.candidates(&layout, segment) {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -164,9 +177,9 @@ impl Store {
                 }
                 tried += 1;
                 let ended = if node == self.location().me() {
-                    self.coordinate(&request, left).await
+                    self.coordinate(request, left).await
                 } else {
-                    match self.forward(node, &layout, &request, deadline).await {
+                    match self.forward(node, &layout, request, deadline).await {
                         Some(ended) => ended,
                         None => continue,
                     }
@@ -194,7 +207,7 @@ impl Store {
     }
 
     /// Who may coordinate, the best first: live ones, then those that may be.
-    fn candidates(&self, layout: &Layout, segment: Segment) -> impl Iterator<Item = NodeId> {
+    pub(super) fn candidates(&self, layout: &Layout, segment: Segment) -> impl Iterator<Item = NodeId> {
         let mut owners = layout.coordinators(segment);
         let rank = |id: &NodeId| match self.location().liveness(*id) {
             Liveness::Up => 0,
@@ -247,7 +260,10 @@ impl Store {
         let taken_in = self.0.admission.take_in();
         let taken_in = taken_in.and_then(|taken_in| Ok((taken_in, self.0.budget.hold(weight(request))?)));
         match taken_in {
-            Ok(_until_it_ends) => self.coordinate(request, timeout).await,
+            Ok(_until_it_ends) => {
+                let _changing = self.changing(request);
+                self.coordinate(request, timeout).await
+            }
             Err(status) => Ended::Answer(failure(&status)),
         }
     }
@@ -414,7 +430,7 @@ fn out_of_time(segment: Segment, layout: &Layout) -> Status {
     ))
 }
 
-fn nonsense(answer: &answer::Answer) -> Status {
+pub(super) fn nonsense(answer: &answer::Answer) -> Status {
     tracing::warn!(?answer, "a coordinator answered something else than it was asked");
     status::unknown(Code::Aborted, "the coordinator's answer makes no sense")
 }

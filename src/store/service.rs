@@ -290,6 +290,7 @@ impl Store {
             }
             question::Ask::Write(write) => {
                 convert::key(&write.key)?;
+                self.0.cache.forget(&write.key);
                 let record = write.record.ok_or(Malformed::Missing("a record"))?;
                 let record = convert::record(record, wall_ms())?;
                 let ask = if write.write_back { Ask::WriteBack(record) } else { Ask::Write(record) };

@@ -9,7 +9,7 @@ use thrifty::client::{Client, ClientConfig, ClientError};
 use thrifty::wire::MAX_STREAMS;
 
 /// Some keys whose requests go to this node first.
-fn keys_of(client: &Client, node: &Node<'_>, count: usize) -> Vec<String> {
+pub(crate) fn keys_of(client: &Client, node: &Node<'_>, count: usize) -> Vec<String> {
     let (layout, address) = (client.layout(), node.address());
     let keys = (0..).map(|n| format!("key {n}")).filter(|key| {
         let first = layout.coordinators(layout.segment(key.as_bytes()))[0];

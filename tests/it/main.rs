@@ -15,6 +15,7 @@ mod rig;
 mod abuse;
 mod at_once;
 mod bad_input;
+mod cache;
 mod changes;
 mod client;
 mod collection;

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use thrifty::cache::CacheConfig;
 use thrifty::core::layout::{Kind, Layout, Phase, Replicas};
 use thrifty::core::node::{Address, Liveness, NodeId, RingId};
 use thrifty::core::record::{Record, Version};
@@ -303,7 +304,7 @@ impl Ring {
             patience: PATIENCE,
             ..LocationConfig::default()
         };
-        let role = Role::Store { engine, free_space: None };
+        let role = Role::Store { engine, free_space: None, cache: CacheConfig::default() };
         let node = Node { address: address(host), state, durable: true, config, role };
         let (commands, inbox) = mpsc::channel(4);
         let (location, running) = node::start(listener, node, inbox);

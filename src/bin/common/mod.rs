@@ -4,6 +4,7 @@
 //! what went wrong and what helps. The exit codes are part of the interface: 0 ok, 1 not found,
 //! 2 usage, 3 unavailable and nothing done, 4 differs or conflict, 5 outcome unknown.
 
+pub(crate) mod caching;
 mod command_line;
 pub(crate) mod duration;
 pub(crate) mod options;

@@ -4,6 +4,7 @@ use super::place::PlaceError;
 use futures_util::future::join_all;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use thrifty::cache::CacheConfig;
 use thrifty::client::ClientConfig;
 use thrifty::gateway::dialects::{BadDialect, Dialect};
 use thrifty::gateway::gate::{Gate, Wanted};
@@ -52,12 +53,18 @@ impl Gates {
     }
 
     /// Opens them before the ring of this name and the node that listens here.
-    pub(crate) fn open(self, node: SocketAddr, ring: &str) -> std::io::Result<Option<Open>> {
+    pub(crate) fn open(
+        self,
+        node: SocketAddr,
+        ring: &str,
+        cache: CacheConfig,
+    ) -> std::io::Result<Option<Open>> {
         if self.0.is_empty() {
             return Ok(None);
         }
         let timeout = ClientConfig::default().timeout;
-        let gate = Gate::new(Wanted { peers: vec![own(node).into()], ring: Some(ring.to_owned()), timeout });
+        let (peers, ring) = (vec![own(node).into()], Some(ring.to_owned()));
+        let gate = Gate::new(Wanted { peers, ring, timeout, cache });
         let (mut end, mut serving) = (Vec::new(), Vec::new());
         for (dialect, listener) in self.0 {
             news!("{dialect} gate listens on {}", listener.local_addr()?);

@@ -1,6 +1,8 @@
 //! What `storeserver` and `location` share: options, the choice of directory and port, signals and
 //! what is said on stderr.
 
+#[path = "../common/caching.rs"]
+mod caching;
 #[path = "../common/command_line.rs"]
 mod command_line;
 #[path = "../common/duration.rs"]
@@ -157,7 +159,8 @@ async fn live(
         }
         None => news!("node {:.8} listens on {address}, data in memory only", state.id),
     }
-    let gates = gates.open(bound, &options.ring).context("a gate could not be opened")?;
+    let gates =
+        gates.open(bound, &options.ring, options.caching.config()).context("a gate could not be opened")?;
     let role = match engine {
         None => Role::Location,
         Some(engine) => {
@@ -165,7 +168,7 @@ async fn live(
                 folder: directory.path().to_owned(),
                 bytes: Box::new(move || directory.available_bytes()),
             });
-            Role::Store { engine, free_space }
+            Role::Store { engine, free_space, cache: options.caching.config() }
         }
     };
     let config = LocationConfig { kind, ..options.location_config(replaces) };

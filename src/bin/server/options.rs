@@ -1,5 +1,6 @@
 //! The servers' options.
 
+use super::caching::Caching;
 use super::{command_line, duration, gates};
 use clap::builder::FalseyValueParser;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
@@ -120,6 +121,9 @@ pub(crate) struct Options {
     /// owners; for the first time a tenth of it after the start.
     #[arg(long, value_name = "TIME", default_value = "1h", env = "THRIFTY_COLLECT_EVERY", value_parser = at_least::<1>)]
     collect_every: Duration,
+
+    #[command(flatten)]
+    pub(crate) caching: Caching,
 
     /// What SIGTERM does: `leave` hands over and leaves the ring, `stop` stays a member (for a service
     /// manager that starts the node again). Ctrl-C always leaves.

@@ -13,6 +13,8 @@ Examples:
   storebench get --preload --keys 1000000         store a million keys first, then read
   storebench mix --rate 20000 --seconds 60        20,000 requests a second on a fixed schedule, half of
                                                   them reads, and how long each of them took
+  storebench get --preload --consistency one --any-node --zipf 1.2
+                                                  some keys far more often than others, from all nodes' caches
   storebench put --json > put.json                for programs
   storebench overload                             many more callers than the ring can serve, for a while
 
@@ -67,9 +69,13 @@ pub(crate) struct Load {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) connections: u16,
 
-    /// How many keys there are to choose from, each as likely as any other
+    /// How many keys there are to choose from, each as likely as any other unless there is a --zipf
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) keys: u64,
+
+    /// Choose the Nth key with a likelihood of 1 / N^S, so that some are chosen far more often than others
+    #[arg(long, value_name = "S", value_parser = exponent)]
+    pub(crate) zipf: Option<f64>,
 
     /// Bytes of a key
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_most::<MAX_KEY_BYTES>)]
@@ -158,6 +164,11 @@ fn at_most<const MAX: usize>(text: &str) -> Result<usize, String> {
 
 fn ratio(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|r| (0.0..=1.0).contains(r)).ok_or_else(|| "write a number from 0 to 1".into())
+}
+
+fn exponent(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|s| (0.0..=10.0).contains(s));
+    number.ok_or_else(|| "write a number from 0 (all the same) to 10".into())
 }
 
 fn rate(text: &str) -> Result<f64, String> {

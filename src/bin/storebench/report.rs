@@ -45,9 +45,10 @@ fn as_text(load: &Load, mode: Mode, nodes: usize, outcome: &Outcome) -> String {
     let Outcome { tally, elapsed, unsent } = outcome;
     let (all, seconds) = (tally.all(), elapsed.as_secs_f64());
     let pace = load.rate.map_or("closed loop".into(), |rate| format!("open loop, {rate} requests/s"));
+    let zipf = load.zipf.map(|exponent| format!(", zipf {exponent}")).unwrap_or_default();
     let mut lines = vec![
         format!(
-            "{} at {}, {pace}, {} callers, nodes: {nodes}, connections to each: {}, keys: {} of {} B, values: {} B",
+            "{} at {}, {pace}, {} callers, nodes: {nodes}, connections to each: {}, keys: {} of {} B{zipf}, values: {} B",
             name(mode),
             Consistency::from(load.consistency).name(),
             load.callers,
@@ -115,6 +116,7 @@ fn as_json(load: &Load, mode: Mode, nodes: usize, outcome: &Outcome) -> Value {
         "operation": name(mode), "consistency": Consistency::from(load.consistency).name(), "nodes": nodes,
         "callers": load.callers, "connections": load.connections, "threads": load.threads, "rate": load.rate,
         "any_node": load.any_node, "keys": load.keys, "key_bytes": load.key_bytes, "value_bytes": load.value_bytes,
+        "zipf": load.zipf,
         "requests": all.len() + tally.failures(), "seconds": seconds,
         "requests_per_second": all.len() as f64 / seconds,
         "errors": errors, "not_found": tally.not_found, "unsent": unsent, "latency_us": micros(&all),

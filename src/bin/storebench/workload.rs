@@ -36,11 +36,40 @@ const MAX_KEYS_BYTES: u64 = 4 << 30;
 /// Values are stretches of one pool of random bytes, which is longer than a value by so much.
 const SPARE_BYTES: usize = 4096;
 
+/// Numbers of which the first ones are chosen most often.
+struct Zipf {
+    /// How likely this number is, or one before it.
+    up_to: Vec<f64>,
+}
+
+impl Zipf {
+    /// `count` of them; the Nth, from 1, is chosen with a likelihood of `1 / N^exponent`.
+    fn new(count: u64, exponent: f64) -> Self {
+        let mut sum = 0.0;
+        let mut up_to: Vec<f64> = (1..=count)
+            .map(|number| {
+                sum += (number as f64).powf(-exponent);
+                sum
+            })
+            .collect();
+        up_to.iter_mut().for_each(|likelihood| *likelihood /= sum);
+        Zipf { up_to }
+    }
+
+    /// One of them, counted from 0.
+    fn next(&self, random: &mut Random) -> u64 {
+        let point = (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let index = self.up_to.partition_point(|likelihood| *likelihood <= point);
+        index.min(self.up_to.len() - 1) as u64
+    }
+}
+
 /// Everything that can be asked.
 pub(crate) struct Workload {
     keys: Bytes,
     key_bytes: usize,
     count: u64,
+    popular: Option<Zipf>,
     values: Bytes,
     value_bytes: usize,
     /// A request is a read if a random number of 63 bits is less than this.
@@ -79,6 +108,7 @@ impl Workload {
             keys: keys.into(),
             key_bytes,
             count,
+            popular: load.zipf.map(|exponent| Zipf::new(count, exponent)),
             values: values.into(),
             value_bytes: load.value_bytes,
             reads_below: (read_ratio * (1u64 << 63) as f64) as u64,
@@ -89,12 +119,16 @@ impl Workload {
     /// The same keys, each of which is stored once.
     pub(crate) fn preload(&self) -> Self {
         let (keys, values) = (self.keys.clone(), self.values.clone());
-        Workload { keys, values, reads_below: 0, in_order: true, ..*self }
+        Workload { keys, values, popular: None, reads_below: 0, in_order: true, ..*self }
     }
 
     /// The request of this number.
     pub(crate) fn ask(&self, number: u64, random: &mut Random) -> Ask {
-        let index = if self.in_order { number % self.count } else { random.below(self.count) };
+        let index = match &self.popular {
+            _ if self.in_order => number % self.count,
+            Some(popular) => popular.next(random),
+            None => random.below(self.count),
+        };
         let start = index as usize * self.key_bytes;
         let key = self.keys.slice(start..start + self.key_bytes);
         if random.next() >> 1 < self.reads_below {
@@ -125,6 +159,18 @@ mod tests {
         assert!((400..600).contains(&reads(Mode::Mix { read_ratio: 0.5 }, &[]).0));
         let (_, keys) = reads(Mode::Put, &["--keys", "10", "--key-bytes", "3"]);
         assert_eq!(keys, (0..10).map(|n| Bytes::from(format!("{n:03}"))).collect());
+    }
+
+    #[test]
+    fn some_keys_are_chosen_as_much_more_often_as_they_should_be() {
+        let (zipf, mut random) = (Zipf::new(4, 1.0), Random::new(1));
+        let mut chosen = [0; 4];
+        (0..25_000).for_each(|_| chosen[zipf.next(&mut random) as usize] += 1);
+        for (number, (chosen, likely)) in chosen.into_iter().zip([12_000, 6_000, 4_000, 3_000]).enumerate() {
+            assert!((likely - 300..likely + 300).contains(&chosen), "{chosen} times number {number}");
+        }
+        let (_, keys) = reads(Mode::Get, &["--keys", "3", "--key-bytes", "1", "--zipf", "10"]);
+        assert!(keys.contains(&Bytes::from("0")) && keys.len() < 3, "{keys:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::common::{self, Failure};
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 use thrifty::core::layout::Phase;
 use thrifty::gateway::json::{self as told, from_median, id, phase, state, without_quorum};
-use thrifty::wire::location::StatusResponse;
+use thrifty::wire::location::{NodeStatus, StatusResponse};
 
 /// Prints how the ring is doing.
 pub(crate) async fn status(target: &Target, json: bool) -> Result<(), Failure> {
@@ -56,6 +56,8 @@ fn table(status: &StatusResponse) -> Table {
     let moving = phase(status) != Phase::Stable || status.nodes.iter().any(|n| n.to_pull > 0);
     let mut header = vec!["node", "address", "state", "segments", "keys", "bytes", "clock", "last heard"];
     header.extend(moving.then_some("gathered"));
+    let cached = status.nodes.iter().any(|node| cache(node).is_some());
+    header.extend(cached.then_some("cache"));
     let mut table = fresh_table(&header);
     for node in &status.nodes {
         let color = match state(node) {
@@ -74,6 +76,7 @@ fn table(status: &StatusResponse) -> Table {
             right(node.last_heard_ms.map_or("never".into(), ago)),
         ];
         row.extend(moving.then(|| right(format!("{}/{}", node.pulled, node.to_pull))));
+        row.extend(cached.then(|| right(cache(node).unwrap_or("-".into()))));
         table.add_row(row);
     }
     table
@@ -85,6 +88,13 @@ fn right(text: String) -> Cell {
 
 fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
+}
+
+/// Which part of the reads that a node's cache could answer it did, if there were any.
+fn cache(node: &NodeStatus) -> Option<String> {
+    let (hits, misses) = (node.cache_hits?, node.cache_misses?);
+    let all = hits.saturating_add(misses);
+    (all > 0).then(|| format!("{}%", u128::from(hits) * 100 / u128::from(all)))
 }
 
 /// How far a clock is off: what a network's delays can explain is nothing.

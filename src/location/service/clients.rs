@@ -87,6 +87,8 @@ impl LocationApi for Service {
                     node.to_pull = answer.to_pull;
                     node.clock_ms = answer.clock_ms;
                     node.skew_ms = answer.skew_ms;
+                    node.cache_hits = answer.cache_hits;
+                    node.cache_misses = answer.cache_misses;
                     node.last_heard_ms = Some(0);
                 }
             }
@@ -201,10 +203,12 @@ impl Service {
             ..Default::default()
         };
         if member.id == shared.me {
-            let Holdings { keys, bytes } =
+            let Holdings { keys, bytes, cache_hits, cache_misses } =
                 shared.holdings.0.upgrade().and_then(|host| host.holdings()).unwrap_or_default();
             entry.keys = Some(keys);
             entry.bytes = Some(bytes);
+            entry.cache_hits = cache_hits;
+            entry.cache_misses = cache_misses;
             entry.last_heard_ms = Some(0);
             entry.clock_ms = Some(wall_ms());
             entry.skew_ms = Some(0);

@@ -170,6 +170,31 @@ fn diststore_as_its_manual_has_it() {
     is(&get(&gate, "/get/list"), 200, "a key like others");
 }
 
+#[test]
+fn what_many_read_a_gate_keeps_for_as_long_as_it_says() {
+    let rig = Rig::new();
+    let nodes = rig.ring_of(1);
+    let at = rig.at(8000);
+    let arguments =
+        ["--dialect", "velour", "--listen", &at, "--cache-ttl", "1h", "--peer", &nodes[0].address()];
+    let mut gate = rig.spawn("storegate", &arguments);
+    gate.says("gate listens on");
+    let client = rig.client(&addresses(&nodes));
+    rig.wait(client.put("k", "old")).unwrap();
+    for _ in 0..8 {
+        is(&get(&at, "/k"), 200, "old");
+    }
+    rig.wait(client.put("k", "elsewhere")).unwrap();
+    is(&get(&at, "/k"), 200, "old");
+    is(&post(&at, "/k", b"here"), 200, "");
+    is(&get(&at, "/k"), 200, "here");
+    rig.wait(client.put("k", "elsewhere")).unwrap();
+    is(&get(&at, "/k"), 200, "elsewhere");
+    gate.interrupt();
+    gate.says("of 11 reads 1 were answered from the cache");
+    gate.ends_well();
+}
+
 /// Starts a gate before these nodes that has found their ring.
 fn before<'r>(rig: &'r Rig, dialect: &str, nodes: &[Node<'_>]) -> (Node<'r>, String) {
     let at = rig.at(8000);
