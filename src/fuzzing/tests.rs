@@ -127,6 +127,7 @@ fn peer_seeds(ring: &Layout) -> Vec<Seed> {
     let refusal = pb::AcceptResponse { epoch: 5, accepted: false, refused: ballot(), from: from.clone() };
     let install = pb::InstallRequest { from: from.clone(), layout: layout(), succeeds_ring_id: id_bytes(2) };
     let probed = pb::ProbeResponse {
+        seekers: vec!["127.0.0.1:9901".into()],
         ring_name: "test".into(),
         kind: 2,
         stage: 3,

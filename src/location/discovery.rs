@@ -4,6 +4,10 @@
 //! sees the other. A seeker makes a ring only if it met no member, no lower seeker, and no lower
 //! seeker met *it*: of all that seek at once, exactly the one with the lowest address does.
 //!
+//! Who was told whom to ask asks on: those whom these were told to ask or were asked by, and so forth. It makes
+//! a ring only if all of them seek, and has then asked each of them itself. So nodes that were told of each other
+//! in a chain or a circle become one ring, and one that nobody finds holds up those who were told of it.
+//!
 //! Whom it asks is what it was told, what it remembers, and the loopback ports or the [`lan`](super::lan).
 
 use super::lan::{Lan, Listener};
@@ -18,6 +22,9 @@ use bytes::Bytes;
 use std::sync::PoisonError;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// Nodes that are asked at the most, by who was told whom to ask.
+const MAX_ASKED: usize = 64;
 
 /// How often a seeker that has to wait for another looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -58,8 +65,9 @@ pub struct Seeker<'a> {
     pub ring_id: Option<Bytes>,
     /// Other seekers that probed it lately.
     pub probed_by: Vec<Address>,
-    /// The nodes it was told to ask; if none, it scans.
-    pub told: &'a [Address],
+    /// Of the nodes that it was told to ask, and those it was led to by them, those that did not say that they
+    /// seek.
+    pub missing: &'a [Address],
     /// What it has to wait for before silence means that there is nobody.
     pub unheard: Option<&'static str>,
 }
@@ -103,13 +111,11 @@ pub fn decide(seeker: &Seeker, answers: &[ProbeResponse]) -> Result<Found, Locat
     if let Some(at) = lower {
         return Ok(Found::Wait(format!("the node at {at}, which starts the ring")));
     }
-    // Told to ask certain nodes: a ring is made only if all of them seek, too, and ask this one.
-    let listed = seekers.iter().filter(|at| seeker.probed_by.contains(at)).count();
-    if listed < seeker.told.len() {
-        let told: Vec<&str> = seeker.told.iter().map(Address::as_str).collect();
-        let told = told.join(", ");
+    if !seeker.missing.is_empty() {
+        let missing: Vec<&str> = seeker.missing.iter().map(Address::as_str).collect();
+        let missing = missing.join(", ");
         return Ok(Found::Wait(format!(
-            "a member of ring {} at {told}, given with --peer",
+            "a member of ring {} at {missing}, given with --peer",
             seeker.ring_name
         )));
     }
@@ -138,8 +144,10 @@ pub(super) async fn seek(
             kind: convert::kind_to(config.kind),
             seeker_address: if ring_id.is_none() { shared.address.to_string() } else { String::new() },
         };
-        let mut answers = ask(&told, &request).await;
-        strangers(config, &answers)?;
+        let (mut answers, missing) = ask_on(config, &told, &request).await?;
+        // Whoever was waited for may have made a ring.
+        let probers = probed_by(&mut shared.stage.lock().unwrap_or_else(PoisonError::into_inner));
+        answers.extend(ask(&probers, &request).await);
         answers.extend(ask(hints, &request).await);
         let mut unheard = None;
         if let Some(listener) = &mut listener {
@@ -154,20 +162,14 @@ pub(super) async fn seek(
         // noted before, or finds a member.
         let found = {
             let mut stage = shared.stage.lock().unwrap_or_else(PoisonError::into_inner);
-            let probed_by = match &mut *stage {
-                Stage::Seeking(by) => {
-                    by.retain(|(_, at)| at.elapsed() < SEEKER_FORGET);
-                    by.iter().map(|(address, _)| address.clone()).collect()
-                }
-                Stage::Waiting | Stage::Member => Vec::new(),
-            };
+            let probed_by = probed_by(&mut stage);
             let seeker = Seeker {
                 me: &shared.address,
                 ring_name: &config.ring_name,
                 kind: config.kind,
                 ring_id: ring_id.clone(),
                 probed_by,
-                told: &told,
+                missing: &missing,
                 unheard,
             };
             let found = decide(&seeker, &answers)?;
@@ -190,6 +192,61 @@ pub(super) async fn seek(
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+/// Who sought and asked this node lately.
+fn probed_by(stage: &mut Stage) -> Vec<Address> {
+    match stage {
+        Stage::Seeking(by) => {
+            by.retain(|(_, at)| at.elapsed() < SEEKER_FORGET);
+            by.iter().map(|(address, _)| address.clone()).collect()
+        }
+        Stage::Waiting | Stage::Member => Vec::new(),
+    }
+}
+
+/// Asks these, and those that seekers among them lead to; with the answers, who gave none or does not seek.
+async fn ask_on(
+    config: &LocationConfig,
+    told: &[Address],
+    request: &ProbeRequest,
+) -> Result<(Vec<ProbeResponse>, Vec<Address>), LocationError> {
+    let (mut answers, mut missing) = (Vec::new(), Vec::new());
+    let (mut known, mut next) = (told.to_vec(), told.to_vec());
+    // Of those alone whom a person named it is a mistake to be in another ring.
+    let mut named = true;
+    while !next.is_empty() {
+        let probes = next.iter().map(|address| channel::probe(address, request.clone()));
+        let answered = futures_util::future::join_all(probes).await;
+        for (address, answer) in std::mem::take(&mut next).into_iter().zip(answered) {
+            let Ok(answer) = answer else {
+                missing.push(address);
+                continue;
+            };
+            let is_ours = answer.ring_name == config.ring_name && answer.kind == request.kind;
+            if is_ours && answer.stage() == pb::Stage::Seeking {
+                let further = answer.seekers.iter().filter_map(|text| text.parse::<Address>().ok());
+                for further in further.take(MAX_ASKED) {
+                    if known.contains(&further) {
+                        continue;
+                    }
+                    if known.len() >= MAX_ASKED {
+                        missing.push(further);
+                        continue;
+                    }
+                    known.push(further.clone());
+                    next.push(further);
+                }
+            } else {
+                missing.push(address);
+            }
+            answers.push(answer);
+        }
+        if std::mem::take(&mut named) {
+            strangers(config, &answers)?;
+        }
+    }
+    Ok((answers, missing))
 }
 
 /// The answers of those who do.
@@ -236,10 +293,10 @@ mod tests {
         }
     }
 
-    fn decided(answers: &[ProbeResponse], probed_by: &[u16], told: usize) -> Result<Found, LocationError> {
+    fn decided(answers: &[ProbeResponse], probed_by: &[u16], missing: usize) -> Result<Found, LocationError> {
         let me = at(9910);
         let probed_by = probed_by.iter().map(|port| at(*port)).collect();
-        let told = vec![at(9911); told];
+        let missing = vec![at(9911); missing];
         decide(
             &Seeker {
                 me: &me,
@@ -247,7 +304,7 @@ mod tests {
                 kind: Kind::Store,
                 ring_id: None,
                 probed_by,
-                told: &told,
+                missing: &missing,
                 unheard: None,
             },
             answers,
@@ -284,9 +341,10 @@ mod tests {
     #[test]
     fn who_was_told_to_ask_certain_nodes_waits_for_them() {
         assert!(waits(decided(&[], &[], 1)));
-        assert!(waits(decided(&[answer(9911, Seeking, 0)], &[], 1)), "it doesn't ask back");
-        assert_eq!(decided(&[answer(9911, Seeking, 0)], &[9911], 1).unwrap(), Found::Nobody);
-        assert!(waits(decided(&[answer(9905, Seeking, 0)], &[9905], 1)));
+        assert!(waits(decided(&[answer(9912, Seeking, 0)], &[], 1)));
+        assert_eq!(decided(&[answer(9911, Seeking, 0)], &[], 0).unwrap(), Found::Nobody);
+        assert!(waits(decided(&[answer(9905, Seeking, 0)], &[], 0)));
+        assert!(waits(decided(&[answer(9911, Seeking, 0)], &[9905], 0)));
     }
 
     #[test]
@@ -298,7 +356,7 @@ mod tests {
             kind: Kind::Store,
             ring_id: None,
             probed_by: Vec::new(),
-            told: &[],
+            missing: &[],
             unheard: Some("announcements"),
         };
         assert_eq!(decide(&seeker, &[]).unwrap(), Found::Wait("announcements".into()));
@@ -323,7 +381,7 @@ mod tests {
             kind: Kind::Store,
             ring_id: id,
             probed_by: Vec::new(),
-            told: &[],
+            missing: &[],
             unheard: None,
         };
         assert!(waits(decide(&seeker, &[])));

@@ -26,6 +26,34 @@ fn five_nodes_started_at_the_same_instant_make_one_ring_every_time() {
     }
 }
 
+#[test]
+fn nodes_that_were_told_of_each_other_in_a_circle_or_a_chain_make_one_ring() {
+    // Whom each asks. In a circle more than one can be lower than its neighbours.
+    let told: [&[(u16, &[u16])]; 4] = [
+        &[(1, &[3]), (3, &[2]), (2, &[4]), (4, &[1])],
+        &[(1, &[2]), (2, &[3]), (3, &[])],
+        &[(3, &[2]), (2, &[1]), (1, &[3]), (4, &[5]), (5, &[4, 1])],
+        &[(1, &[3]), (2, &[3]), (3, &[])],
+    ];
+    for told in told {
+        for order in 0..2 {
+            let rig = Rig::new();
+            let node = |(port, peers): &(u16, &[u16])| {
+                let peers: Vec<String> = peers.iter().map(|peer| rig.at(7000 + peer)).collect();
+                let mut arguments = vec!["--memory"];
+                peers.iter().for_each(|peer| arguments.extend(["--peer", peer]));
+                rig.node(&port.to_string(), &rig.at(7000 + port), &arguments)
+            };
+            let mut nodes: Vec<Node<'_>> = match order {
+                0 => told.iter().map(node).collect(),
+                _ => told.iter().rev().map(node).collect(),
+            };
+            nodes.sort_by_key(Node::address);
+            rig.settled(&nodes);
+        }
+    }
+}
+
 /// The ring that a node is a member of, and how many members that has.
 fn ring_of(rig: &Rig, address: &str) -> Option<(Vec<u8>, usize)> {
     let request = ProbeRequest {

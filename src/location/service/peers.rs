@@ -27,7 +27,7 @@ impl LocationPeer for Service {
         let layout = self.location.layout();
         let same = request.ring_name == shared.config.ring_name
             && request.kind == convert::kind_to(shared.config.kind);
-        let stage = {
+        let (stage, seekers) = {
             let mut stage = shared.stage.lock().unwrap_or_else(PoisonError::into_inner);
             if let (Stage::Seeking(by), Ok(seeker), true) =
                 (&mut *stage, request.seeker_address.parse::<Address>(), same)
@@ -38,9 +38,12 @@ impl LocationPeer for Service {
                 }
             }
             match (&*stage, &layout) {
-                (Stage::Seeking(_), _) => pb::Stage::Seeking,
-                (Stage::Member, Some(_)) => pb::Stage::Member,
-                (Stage::Waiting, _) | (Stage::Member, None) => pb::Stage::Waiting,
+                (Stage::Seeking(by), _) => {
+                    let told = shared.config.peers.iter().chain(by.iter().map(|(address, _)| address));
+                    (pb::Stage::Seeking, told.map(Address::to_string).collect())
+                }
+                (Stage::Member, Some(_)) => (pb::Stage::Member, Vec::new()),
+                (Stage::Waiting, _) | (Stage::Member, None) => (pb::Stage::Waiting, Vec::new()),
             }
         };
         Ok(Response::new(pb::ProbeResponse {
@@ -53,6 +56,7 @@ impl LocationPeer for Service {
             epoch: layout.as_ref().map_or(0, |layout| layout.epoch),
             former_ring_ids: layout
                 .map_or(Vec::new(), |layout| layout.former.iter().map(|ring| id_bytes(ring.0)).collect()),
+            seekers,
         }))
     }
 

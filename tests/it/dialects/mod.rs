@@ -38,21 +38,15 @@ fn ready(gate: &str) {
 fn simplestores_nodes_in_a_circle() {
     let rig = Rig::new();
     let at = |port| rig.at(port);
-    let node = |port: u16, peers: &[u16], more: &[&str]| {
+    let node = |port: u16, peers: &[u16]| {
         let gate = format!("simplestore={}", at(port + 1000));
         let peers: Vec<String> = peers.iter().map(|peer| at(*peer)).collect();
         let mut arguments = vec!["--gate", &gate];
         peers.iter().for_each(|peer| arguments.extend(["--peer", peer]));
-        arguments.extend(more);
         rig.node(&port.to_string(), &at(port), &arguments)
     };
-    // A knows B, B knows C and D, and these know A.
-    let nodes = [
-        node(7001, &[7002], &["--bootstrap"]),
-        node(7002, &[7003, 7004], &[]),
-        node(7003, &[7001], &[]),
-        node(7004, &[7001], &[]),
-    ];
+    // A knows B, B knows C and D, and these know A. Nobody is told to begin.
+    let nodes = [node(7001, &[7002]), node(7002, &[7003, 7004]), node(7003, &[7001]), node(7004, &[7001])];
     rig.settled(&nodes);
     let gates: Vec<String> = (8001..=8004).map(at).collect();
     gates.iter().for_each(|gate| ready(gate));

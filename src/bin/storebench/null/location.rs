@@ -78,6 +78,7 @@ impl LocationPeer for NullLocation {
     async fn probe(&self, _: Request<pb::ProbeRequest>) -> Result<Response<pb::ProbeResponse>, Status> {
         let (layout, member) = (&self.layout, &self.layout.members[0]);
         Ok(Response::new(pb::ProbeResponse {
+            seekers: Vec::new(),
             ring_name: layout.name.clone(),
             kind: convert::kind_to(layout.kind),
             stage: pb::Stage::Member.into(),
