@@ -220,7 +220,7 @@ pub(super) fn timed_out_here(status: &Status) -> bool {
 }
 
 /// A status that this side made, because no answer came, says in words of its own who gave none.
-fn explained(status: Status, address: &Address) -> Status {
+pub(super) fn explained(status: Status, address: &Address) -> Status {
     if !made_here(&status) {
         return status;
     }

@@ -344,7 +344,11 @@ impl Client {
         for address in self.addresses() {
             let mut client = location(self.ring.node(&address).channel());
             match client.status(self.request(pb::StatusRequest { local: false }, self.config.timeout)).await {
-                Ok(response) => return Ok(response.into_inner()),
+                Ok(response) => {
+                    let status = response.into_inner();
+                    self.seen(status.epoch);
+                    return Ok(status);
+                }
                 Err(status) => last = ClientError::of_read(status),
             }
         }

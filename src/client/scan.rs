@@ -1,8 +1,10 @@
 //! All keys, or those of a prefix, one after the other.
 
+use super::calls::explained;
 use super::routes::Node;
-use super::{Client, ClientError, store};
+use super::{Client, ClientError, achieved, store};
 use crate::core::node::Address;
+use crate::core::quorum::Consistency;
 use crate::core::record::Version;
 use crate::wire::channel::within;
 use crate::wire::convert::{self, Cursor};
@@ -61,6 +63,7 @@ pub struct Scan<'a> {
     after_items: Bytes,
     /// The key that was given out last.
     last: Option<Bytes>,
+    achieved: Option<Consistency>,
     ended: bool,
 }
 
@@ -75,8 +78,8 @@ impl Client {
     /// met once, also while the ring changes and nodes come and go.
     pub fn scan(&self, options: ScanOptions) -> Scan<'_> {
         let after_items = options.page_token.clone();
-        let (stream, items, last, ended) = (None, VecDeque::new(), None, false);
-        Scan { client: self, options, stream, items, after_items, last, ended }
+        let (stream, items, last, achieved, ended) = (None, VecDeque::new(), None, None, false);
+        Scan { client: self, options, stream, items, after_items, last, achieved, ended }
     }
 }
 
@@ -120,6 +123,11 @@ impl Scan<'_> {
         }
     }
 
+    /// How many owners of each segment have answered at the least so far; what was asked for before any has.
+    pub fn achieved(&self) -> Consistency {
+        self.achieved.unwrap_or(self.client.config.consistency)
+    }
+
     /// Waits for the next message, of a new stream if there is none.
     async fn receive(&mut self) -> Result<(), Status> {
         let (node, mut stream) = match self.stream.take() {
@@ -135,6 +143,8 @@ impl Scan<'_> {
             }
         };
         self.client.seen(response.epoch);
+        let said = achieved(response.consistency);
+        self.achieved = Some(self.achieved.map_or(said, |least| least.min(said)));
         self.items.extend(response.items.into_iter().map(scanned));
         self.ended = response.page_token.is_empty();
         self.after_items = response.page_token;
@@ -170,7 +180,7 @@ impl Scan<'_> {
             }
             Err(status) => {
                 ring.failed(&node, &status);
-                Err(status)
+                Err(explained(status, &node.address))
             }
         }
     }

@@ -12,6 +12,7 @@ pub mod ballot;
 pub mod clock;
 pub mod collection;
 pub mod digest;
+pub mod latency;
 pub mod layout;
 pub mod membership;
 pub mod mutants;

@@ -37,6 +37,7 @@ use crate::core::token::{Epoch, SegmentCount};
 use crate::core::transition::Patience;
 use crate::storage::StorageError;
 use crate::wire::convert::Malformed;
+use crate::wire::location::Requests;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use gossip::Members;
 use peers::Peers;
@@ -219,6 +220,9 @@ pub trait SegmentHost: Send + Sync + 'static {
     /// What this node holds, if that means anything.
     fn holdings(&self) -> Option<Holdings>;
 
+    /// What has become of clients' requests so far, if there are any.
+    fn requests(&self) -> Option<Requests>;
+
     /// What can be collected that it found and waits with at this epoch.
     fn found(&self, epoch: Epoch) -> Found;
 }
@@ -237,6 +241,10 @@ impl SegmentHost for NoSegments {
     }
 
     fn holdings(&self) -> Option<Holdings> {
+        None
+    }
+
+    fn requests(&self) -> Option<Requests> {
         None
     }
 

@@ -30,6 +30,7 @@ mod callers;
 mod collect;
 pub mod commit;
 mod coordinator;
+mod counters;
 pub mod handoff;
 pub mod link;
 pub mod repair;
@@ -56,11 +57,13 @@ use crate::storage::vault::Vault;
 use crate::wire::MAX_CONNECTION_BYTES;
 use crate::wire::budget::Budget;
 use crate::wire::convert;
+use crate::wire::location::Requests;
 use crate::wire::status;
 use crate::wire::store as pb;
 use admission::Admission;
 use callers::Callers;
 use commit::{AnyEngine, Committer};
+use counters::Counters;
 use handoff::Clients;
 use link::Links;
 use room::{FreeSpace, Room};
@@ -90,6 +93,7 @@ struct Inner {
     callers: Callers,
     turns: Turns,
     admission: Arc<Admission>,
+    counters: Counters,
     budget: Arc<Budget>,
     /// Room for questions of a newer epoch.
     ahead: Arc<Semaphore>,
@@ -138,6 +142,7 @@ impl Store {
             callers: Callers::default(),
             turns: Turns::default(),
             admission: Admission::new(),
+            counters: Counters::new(),
             budget: Budget::new(MAX_BYTES),
             ahead: Arc::new(Semaphore::new(service::MAX_AHEAD)),
             pullers: Arc::new(Semaphore::new(handoff::MAX_PULLERS)),
@@ -328,6 +333,10 @@ impl SegmentHost for Store {
             cache_hits: used.map(|used| used.hits),
             cache_misses: used.map(|used| used.misses),
         })
+    }
+
+    fn requests(&self) -> Option<Requests> {
+        Some(self.0.counters.told())
     }
 
     fn found(&self, epoch: Epoch) -> Found {

@@ -270,7 +270,12 @@ impl Store {
 
     /// Coordinates a request here, if this node owns the key.
     async fn coordinate(&self, request: &forwarded_request::Request, timeout: Duration) -> Ended {
+        let begun = Instant::now();
         let ended = self.coordinate_here(request, timeout).await;
+        if !matches!(ended, Ok(Ended::NotOwner(_))) {
+            let failed = ended.as_ref().is_err_and(|status| status.code() != Code::NotFound);
+            self.0.counters.ended(begun.elapsed(), failed);
+        }
         ended.unwrap_or_else(|status| Ended::Answer(failure(&status)))
     }
 

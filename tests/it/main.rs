@@ -34,6 +34,7 @@ mod removal;
 mod scan;
 mod service;
 mod services;
+mod storectl;
 mod stories_change;
 mod stories_crash;
 mod stories_start;

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -338,9 +338,7 @@ impl Rig {
         arguments: &[&str],
         stdin: &[u8],
     ) -> Ran {
-        let mut command = command(name, self.folder(), namespace);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let mut child = begun(namespace, name, arguments, self.folder());
         // A tool that has read enough closes its end, and is right to.
         let _closed_early = child.stdin.take().unwrap().write_all(stdin);
         let output = child.wait_with_output().unwrap();
@@ -352,6 +350,11 @@ impl Rig {
         };
         assert!(!ran.stderr.contains("panicked"), "{ran:?}");
         ran
+    }
+
+    /// Starts a tool, with its three streams on pipes.
+    pub(crate) fn tool_begun(&self, name: &str, arguments: &[&str]) -> Child {
+        begun(None, name, arguments, self.folder())
     }
 
     /// A client at QUORUM that starts from these addresses.
@@ -449,6 +452,13 @@ impl Drop for Rig {
             panic!("{panicked}");
         }
     }
+}
+
+/// A tool that was started, with its three streams on pipes.
+fn begun(namespace: Option<&str>, name: &str, arguments: &[&str], folder: &Path) -> Child {
+    let mut command = command(name, folder, namespace);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
 }
 
 /// Where nodes listen.

@@ -7,16 +7,24 @@
 pub(crate) mod caching;
 mod command_line;
 pub(crate) mod duration;
+pub(crate) mod key;
 pub(crate) mod options;
+pub(crate) mod text;
+pub(crate) mod value;
 
 use clap::Parser;
 use std::fmt::Display;
-use std::io::{ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, Stdout, Write};
 use std::process::ExitCode;
 use thrifty::client::ClientError;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What [`Lines`] gathers.
+const LINES_BYTES: usize = 64 << 10;
 
 /// How a tool ends that does not end well.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -103,11 +111,47 @@ pub(crate) fn notice(tool: &str, message: &str) {
 /// Bytes to stdout, as they are. A reader that went away, as `head` does, has all it wanted.
 pub(crate) fn write_out(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(Exit::Unavailable, format!("can't write to stdout: {error}")))
-        }
-        _ => Ok(()),
+    went_out(out.write_all(bytes).and_then(|()| out.flush())).map(|_reader| ())
+}
+
+/// Many lines to stdout, written when some have gathered or [`Lines::flush`] is called.
+pub(crate) struct Lines(BufWriter<Stdout>);
+
+impl Lines {
+    /// To stdout.
+    pub(crate) fn new() -> Self {
+        Lines(BufWriter::with_capacity(LINES_BYTES, std::io::stdout()))
+    }
+
+    /// One more line; `false`: the reader went away, as `head` does, and has all it wanted.
+    pub(crate) fn line(&mut self, text: impl Display) -> Result<bool, Failure> {
+        went_out(writeln!(self.0, "{text}"))
+    }
+
+    /// What was written so far goes out; `false` as in [`Lines::line`].
+    pub(crate) fn flush(&mut self) -> Result<bool, Failure> {
+        went_out(self.0.flush())
+    }
+}
+
+/// Waits until nobody reads stdout any more; for ever where that can't be seen, as with a file. Who writes seldom
+/// would not notice otherwise.
+pub(crate) async fn reader_left() {
+    #[allow(
+        deprecated,
+        reason = "it is safe for what stays open, as stdout does; what replaces it is not safe code"
+    )]
+    let stdout = AsyncFd::with_interest(std::io::stdout(), Interest::ERROR);
+    let Ok(stdout) = stdout else { return std::future::pending().await };
+    let _closed = stdout.ready(Interest::ERROR).await;
+}
+
+/// Whether there still is a reader.
+fn went_out(written: std::io::Result<()>) -> Result<bool, Failure> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::new(Exit::Unavailable, format!("can't write to stdout: {error}"))),
     }
 }
 

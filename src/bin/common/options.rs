@@ -54,6 +54,17 @@ impl Connect {
         lan::find(kind, ring).await
     }
 
+    /// The one node that was named, for what is asked of a node and not of the ring.
+    pub(crate) fn node(&self, what: &str) -> Result<Address, Failure> {
+        match &self.peers()[..] {
+            [node] => Ok(node.clone()),
+            _ => Err(Failure::new(
+                Exit::Usage,
+                format!("say which node: {what} takes one --peer HOST:PORT; see `storectl status`"),
+            )),
+        }
+    }
+
     /// The nodes that were named.
     pub(crate) fn peers(&self) -> Vec<Address> {
         self.peer.iter().flatten().cloned().collect()

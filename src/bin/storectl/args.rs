@@ -1,8 +1,15 @@
 //! The command line.
 
 use crate::TOOL;
+use crate::common::key::Key;
 use crate::common::options::{Care, Connect, seconds};
+use crate::common::value::{Get, Put};
+use crate::export::Export;
+use crate::import::Import;
+use crate::ls::Ls;
 use crate::member::NodeName;
+use crate::top::Top;
+use crate::watch::Watch;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::time::Duration;
 
@@ -10,13 +17,16 @@ const EXAMPLES: &str = "\
 Examples:
   storectl status                           how the ring on this machine is doing
   storectl --peer 10.0.0.5:9900 status      how that node's ring is doing
+  storectl ls user/                         the keys that begin so; also: get, put, del
+  storectl export > all.jsonl               keys and values; `import` stores them again
+  storectl watch                            who joins and leaves, as it happens
   storectl locate apple                     who owns the key `apple`
   storectl leave 3fa9                       have the node whose id begins so hand its keys over and go
   storectl --kind location ring             the table of a ring of the location service
 
 NODE is a node's id, its first digits (4 at least), or its HOST:PORT.
 
-Exit codes: 0 ok, 1 no such node, 2 wrong usage, 3 unavailable (nothing done), 4 refused or conflict,
+Exit codes: 0 ok, 1 no such node or key, 2 wrong usage, 3 unavailable (nothing done), 4 refused or conflict,
 or what `verify` found to differ, 5 outcome unknown.";
 
 /// Ask a ring how it is, and change who is in it.
@@ -57,8 +67,18 @@ pub(crate) enum RingKind {
 #[derive(Subcommand)]
 pub(crate) enum Command {
     /// How the ring and each of its nodes is doing
-    #[command(after_help = "Examples:\n  storectl status\n  storectl status --json | jq .may_lose")]
+    #[command(after_help = "\
+Examples:
+  storectl status
+  storectl status --json | jq .may_lose
+  storectl status --keys | less             then each key with the time of its last write, in UTC
+
+With --keys --json the status is one line, and then there is one for each key: key (key_base64 if it is
+not UTF-8), version, written_at, expires_at_ms.")]
     Status {
+        /// Also every key of the ring, as `ls` prints it, and when it was written last
+        #[arg(long)]
+        keys: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -82,12 +102,38 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What the nodes are doing, again and again: requests, how long they take, keys, handoffs
+    Top(Top),
+    /// Each new layout of the ring, as it is installed: who joins, who leaves, how far that is
+    Watch(Watch),
+    /// Keys and values, as lines of JSON
+    Export(Export),
+    /// Store what lines of JSON say, as `export` writes them
+    Import(Import),
+    /// The keys, one a line, in the order of the ring; `sort` sorts them
+    Ls(Ls),
+    /// Print the value under a key, byte for byte, as `storeget` does
+    #[command(after_help = "\
+Examples:
+  storectl get apple
+  storectl --peer 127.0.0.1:9901 get --local apple      only if that node holds it itself
+  storectl get --escaped 'photo\\xff\\n'                a key as `storectl ls` prints it")]
+    Get(Get),
+    /// Store a value under a key, as `storeput` does
+    #[command(
+        visible_alias = "set",
+        after_help = "\
+Examples:
+  storectl put apple red
+  storectl set apple - < photo.jpg          the value is what stdin says, byte for byte
+  storectl put --ttl 30m session xyz        gone after half an hour"
+    )]
+    Put(Put),
     /// Delete a key; it is no error if there is nothing under it
     #[command(after_help = "Examples:\n  storectl del apple\n  storectl del --strict apple")]
     Del {
-        /// The key
-        #[arg(allow_negative_numbers = true)]
-        key: String,
+        #[command(flatten)]
+        key: Key,
         #[command(flatten)]
         care: Care,
         /// Print the version of the deletion and the consistency achieved, as JSON

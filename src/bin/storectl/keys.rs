@@ -2,11 +2,10 @@
 
 use crate::TOOL;
 use crate::args::Target;
+use crate::common::key::Key;
 use crate::common::options::Care;
-use crate::common::{self, Exit, Failure};
-use bytes::Bytes;
+use crate::common::{self, Failure};
 use serde_json::json;
-use thrifty::wire::convert;
 
 /// The NATO alphabet: each word under its first letter.
 const WORDS: [&str; 26] = [
@@ -16,9 +15,8 @@ const WORDS: [&str; 26] = [
 ];
 
 /// Deletes a key.
-pub(crate) async fn delete(target: &Target, key: String, care: &Care, json: bool) -> Result<(), Failure> {
-    let key = Bytes::from(key);
-    convert::key(&key).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+pub(crate) async fn delete(target: &Target, key: &Key, care: &Care, json: bool) -> Result<(), Failure> {
+    let key = key.bytes()?;
     let written = target.store(care).await?.delete(key).await?;
     care.check(TOOL, "deleted", written.consistency);
     if json {

@@ -39,13 +39,8 @@ async fn node_meant(
     command: &str,
 ) -> Result<(Client, Address), Failure> {
     let Some(name) = node else {
-        let [peer] = &target.connect.peers()[..] else {
-            let message = format!(
-                "say which node: `storectl {command} NODE`, or one --peer HOST:PORT; see `storectl status`"
-            );
-            return Err(Failure::new(Exit::Usage, message));
-        };
-        return Ok((target.client().await?, peer.clone()));
+        let peer = target.connect.node(&format!("`storectl {command}` without NODE"))?;
+        return Ok((target.client().await?, peer));
     };
     let client = target.client().await?;
     let status = client.status().await?;

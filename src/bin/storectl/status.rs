@@ -1,23 +1,36 @@
 //! `storectl status`: one line about the ring, and a table of its nodes.
 
 use crate::args::Target;
-use crate::common::{self, Failure};
+use crate::common::options::must_store;
+use crate::common::{self, Failure, text};
+use crate::ls;
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
+use thrifty::client::{ScanOptions, Scanned};
 use thrifty::core::layout::Phase;
 use thrifty::gateway::json::{self as told, from_median, id, phase, state, without_quorum};
 use thrifty::wire::location::{NodeStatus, StatusResponse};
 
-/// Prints how the ring is doing.
-pub(crate) async fn status(target: &Target, json: bool) -> Result<(), Failure> {
+/// Prints how the ring is doing, and then, if they are wanted, its keys.
+pub(crate) async fn status(target: &Target, keys: bool, json: bool) -> Result<(), Failure> {
     let client = target.client().await?;
+    let client = if keys { must_store(client)? } else { client };
     let mut status = client.status().await?;
     from_median(&mut status.nodes);
     let layout = client.layout();
-    if json {
-        return common::print(told::status(&status, &layout));
-    }
     let (stuck, short) = (without_quorum(&status, &layout), layout.short());
-    common::print(format!("{}\n{}", headline(&status, stuck, short), table(&status)))
+    match json {
+        true => common::print(told::status(&status, &layout))?,
+        false => common::print(format!("{}\n{}", headline(&status, stuck, short), table(&status)))?,
+    }
+    if keys {
+        let line = |key: &Scanned| match json {
+            true => ls::object(key).to_string(),
+            false => format!("{}  {}", text::utc(key.version.wall_ms()), text::escape(&key.key)),
+        };
+        let options = ScanOptions { keys_only: true, ..ScanOptions::default() };
+        ls::list(&client, options, u64::MAX, line).await?;
+    }
+    Ok(())
 }
 
 /// A table in the tools' one style.
@@ -28,7 +41,8 @@ pub(crate) fn fresh_table(header: &[&str]) -> Table {
     table
 }
 
-fn headline(status: &StatusResponse, stuck: usize, short: usize) -> String {
+/// A line about the ring.
+pub(crate) fn headline(status: &StatusResponse, stuck: usize, short: usize) -> String {
     let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let nodes = counted(status.nodes.len(), "node");
     let replicas = match status.replicas {
@@ -60,15 +74,10 @@ fn table(status: &StatusResponse) -> Table {
     header.extend(cached.then_some("cache"));
     let mut table = fresh_table(&header);
     for node in &status.nodes {
-        let color = match state(node) {
-            "up" => Color::Green,
-            "down" => Color::Red,
-            _ => Color::Yellow,
-        };
         let mut row = vec![
             Cell::new(format!("{:.8}", id(node))),
             Cell::new(&node.address),
-            Cell::new(state(node)).fg(color),
+            colored_state(node),
             right(node.segments.to_string()),
             right(node.keys.map_or("?".into(), |n| n.to_string())),
             right(node.bytes.map_or("?".into(), bytes)),
@@ -82,11 +91,23 @@ fn table(status: &StatusResponse) -> Table {
     table
 }
 
-fn right(text: String) -> Cell {
+/// What a node is doing, in a table.
+pub(crate) fn colored_state(node: &NodeStatus) -> Cell {
+    let color = match state(node) {
+        "up" => Color::Green,
+        "down" => Color::Red,
+        _ => Color::Yellow,
+    };
+    Cell::new(state(node)).fg(color)
+}
+
+/// A number in a table.
+pub(crate) fn right(text: String) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)
 }
 
-fn bytes(count: u64) -> String {
+/// A number of bytes in a fitting unit.
+pub(crate) fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }
 

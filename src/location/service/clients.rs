@@ -89,6 +89,7 @@ impl LocationApi for Service {
                     node.skew_ms = answer.skew_ms;
                     node.cache_hits = answer.cache_hits;
                     node.cache_misses = answer.cache_misses;
+                    node.requests = answer.requests;
                     node.last_heard_ms = Some(0);
                 }
             }
@@ -203,8 +204,10 @@ impl Service {
             ..Default::default()
         };
         if member.id == shared.me {
+            let host = shared.holdings.0.upgrade();
             let Holdings { keys, bytes, cache_hits, cache_misses } =
-                shared.holdings.0.upgrade().and_then(|host| host.holdings()).unwrap_or_default();
+                host.as_ref().and_then(|host| host.holdings()).unwrap_or_default();
+            entry.requests = host.and_then(|host| host.requests());
             entry.keys = Some(keys);
             entry.bytes = Some(bytes);
             entry.cache_hits = cache_hits;
