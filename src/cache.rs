@@ -187,9 +187,11 @@ impl Cache {
                 loaded
             }
             Err((began, mut told)) => {
-                let told = told.wait_for(Option::is_some).await.map(|told| told.clone());
-                match told {
-                    Ok(Some(found)) if self.is_fresh(began) => {
+                // As long as what it brings may be given out.
+                let end = began.checked_add(self.ttl).unwrap_or(began);
+                let told = tokio::time::timeout_at(end, told.wait_for(Option::is_some)).await;
+                match told.map(|told| told.map(|told| told.clone())) {
+                    Ok(Ok(Some(found))) if self.is_fresh(began) => {
                         self.hits.fetch_add(1, Ordering::Relaxed);
                         Ok(found)
                     }

@@ -7,6 +7,7 @@ use crate::wire::store::{
     BatchItem, BatchRequest, BatchResult, DeleteRequest, GetRequest, batch_item, batch_result,
 };
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
 use prost::Message;
 use std::collections::{BTreeMap, HashMap};
@@ -19,6 +20,9 @@ const MAX_ITEMS: usize = 1000;
 
 /// The same in bytes. With the largest item on top it is still less than a node takes.
 const MAX_BYTES: usize = 2 << 20;
+
+/// Reads that are sent by themselves at once.
+const BY_THEMSELVES: usize = 16;
 
 /// Before what came to nothing is sent again.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -48,8 +52,9 @@ struct Sent {
     key: Bytes,
     op: Op,
     item: BatchItem,
-    /// No other item of the batch is about its key, so that it may be sent again without coming after them.
-    alone: bool,
+    /// No other item of the batch is about its key, or none of them writes: it may be sent again without coming
+    /// after them.
+    free: bool,
     ended: Result<batch_result::Result, Status>,
 }
 
@@ -59,9 +64,15 @@ impl Client {
     pub async fn batch(&self, items: Vec<Item>) -> Vec<Result<Done, ClientError>> {
         let deadline = Instant::now() + self.config.timeout;
         let mut sent: Vec<Sent> = items.into_iter().map(|item| self.to_send(item)).collect();
-        let mut of_key: HashMap<Bytes, usize> = HashMap::new();
-        sent.iter().for_each(|sent| *of_key.entry(sent.key.clone()).or_default() += 1);
-        sent.iter_mut().for_each(|sent| sent.alone = of_key[&sent.key] == 1);
+        let mut of_key: HashMap<Bytes, (usize, bool)> = HashMap::new();
+        for sent in &sent {
+            let (items, writes) = of_key.entry(sent.key.clone()).or_default();
+            (*items, *writes) = (*items + 1, *writes || sent.op == Op::Write);
+        }
+        for sent in &mut sent {
+            let (items, writes) = of_key[&sent.key];
+            sent.free = items == 1 || !writes;
+        }
         let mut left: Vec<usize> = (0..sent.len()).collect();
         loop {
             let calls = self.by_node(&sent, &left).into_values().map(|some| self.send_all(&sent, some));
@@ -70,10 +81,17 @@ impl Client {
             }
             left.retain(|at| sent[*at].may_come_right());
             if left.is_empty() || Instant::now() + PAUSE >= deadline {
-                return sent.into_iter().map(|sent| self.told(sent)).collect();
+                break;
             }
             tokio::time::sleep(PAUSE).await;
         }
+        let results = sent.into_iter().map(|sent| async {
+            match sent.is_better_read_by_itself() {
+                true => self.get(sent.key).await.map(Done::Got),
+                false => self.told(sent),
+            }
+        });
+        futures_util::stream::iter(results).buffered(BY_THEMSELVES).collect().await
     }
 
     fn to_send(&self, item: Item) -> Sent {
@@ -90,7 +108,7 @@ impl Client {
             }
         };
         let ended = Err(Status::unknown("not sent"));
-        Sent { key, op, item: BatchItem { item: Some(item) }, alone: true, ended }
+        Sent { key, op, item: BatchItem { item: Some(item) }, free: true, ended }
     }
 
     /// These items by the node that coordinates them.
@@ -166,14 +184,23 @@ impl Sent {
     /// Whether it is worth sending again, and does no harm.
     fn may_come_right(&self) -> bool {
         match &self.ended {
-            Ok(batch_result::Result::Failure(failure)) if self.alone => {
-                let status = status::of_failure(failure.clone());
-                // What the others' answers left no room for fits another one.
-                after_failure(&status, self.op) || (self.op == Op::Read && status.code() == Code::OutOfRange)
+            Ok(batch_result::Result::Failure(failure)) if self.free => {
+                after_failure(&status::of_failure(failure.clone()), self.op)
             }
             // A call that failed was sent again already, as long as that made sense.
             _ => false,
         }
+    }
+
+    /// Whether it is a read that failed because of others that it travelled with: of values that left no room
+    /// for its own, or writes that may not be sent again.
+    fn is_better_read_by_itself(&self) -> bool {
+        let for_others = match &self.ended {
+            Ok(batch_result::Result::Failure(failure)) => failure.code == i32::from(Code::OutOfRange),
+            Ok(_) => false,
+            Err(_) => true,
+        };
+        self.free && self.op == Op::Read && for_others
     }
 }
 

@@ -119,6 +119,7 @@ impl Scan<'_> {
                 let segment = self.client.layout().segment(last);
                 convert::page_token_to(&Cursor { segment, after: last.clone() })
             }
+            None if self.ended => self.options.page_token.clone(),
             _ => self.after_items.clone(),
         }
     }

@@ -128,6 +128,7 @@ fn peer_seeds(ring: &Layout) -> Vec<Seed> {
     let install = pb::InstallRequest { from: from.clone(), layout: layout(), succeeds_ring_id: id_bytes(2) };
     let probed = pb::ProbeResponse {
         seekers: vec!["127.0.0.1:9901".into()],
+        elects: true,
         ring_name: "test".into(),
         kind: 2,
         stage: 3,

@@ -13,7 +13,8 @@ use crate::core::node::Address;
 use crate::core::quorum::Consistency;
 use crate::core::record::MAX_VALUE_BYTES;
 use crate::news;
-use crate::wire::convert;
+use crate::wire::location::ProbeRequest;
+use crate::wire::{channel, convert};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -174,10 +175,10 @@ impl Gate {
         Ok(found.map(|found| found.value))
     }
 
-    /// What one node holds itself: the first that the gate was told of.
+    /// What one node holds itself: the first that the gate was told of and that is there.
     pub(super) async fn get_local(&self, key: Bytes) -> Result<Option<Bytes>, Failed> {
         let (client, _place) = self.way(&key)?;
-        let found = self.judged(client.get_local(&self.first(&client)?, key).await)?;
+        let found = self.judged(client.get_local(&self.first(&client).await?, key).await)?;
         Ok(found.map(|found| found.value))
     }
 
@@ -196,7 +197,7 @@ impl Gate {
 
     async fn scan_local(&self, sender: &mpsc::Sender<Result<Vec<Bytes>, Failed>>) -> Result<(), Failed> {
         let (client, _place) = self.place()?;
-        let local = Some(self.first(&client)?);
+        let local = Some(self.first(&client).await?);
         let mut scan = client.scan(ScanOptions { keys_only: true, local, ..ScanOptions::default() });
         let mut some = Vec::new();
         while let Some(item) = scan.next().await {
@@ -209,10 +210,20 @@ impl Gate {
         Ok(())
     }
 
-    /// The node that stands for this gate where one node is meant.
-    fn first(&self, client: &Client) -> Result<Address, Failed> {
-        let first = self.wanted.peers.first().cloned().or_else(|| client.addresses().into_iter().next());
-        first.ok_or_else(|| Failed::unavailable("no node of the ring is known"))
+    /// The node that stands for this gate where one node is meant: the first that it was told of and that is
+    /// there.
+    async fn first(&self, client: &Client) -> Result<Address, Failed> {
+        let told = if self.wanted.peers.is_empty() { client.addresses() } else { self.wanted.peers.clone() };
+        for address in &told {
+            if channel::probe(address, ProbeRequest::default()).await.is_ok() {
+                return Ok(address.clone());
+            }
+        }
+        let told: Vec<&str> = told.iter().map(Address::as_str).collect();
+        Err(Failed::unavailable(format!(
+            "none of the nodes that this gate was told of is there: {}",
+            told.join(", ")
+        )))
     }
 
     /// Stores a value under a key, with as many owners as usual or as said.

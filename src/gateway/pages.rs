@@ -34,6 +34,10 @@ fn refusal(request: &Request) -> Option<Failed> {
     if host.is_empty() {
         return Some(Failed::bad("the request names no host"));
     }
+    let named_twice = request.headers().get_all(header::HOST).iter().count() > 1;
+    if named_twice || request.uri().authority().is_some_and(|named| named.as_str() != host) {
+        return Some(Failed::bad("the request names two hosts"));
+    }
     let forbidden = |why| Some(Failed::new(StatusCode::FORBIDDEN, why));
     if !host_is_local(host) {
         return forbidden("ask by an IP address or localhost: any other host may be a web page's");
@@ -78,13 +82,14 @@ mod tests {
             let mut request = Request::new(axum::body::Body::empty());
             for (name, value) in headers {
                 let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
-                request.headers_mut().insert(name, HeaderValue::from_str(value).unwrap());
+                request.headers_mut().append(name, HeaderValue::from_str(value).unwrap());
             }
             refusal(&request).map(|failed| failed.code.as_u16())
         };
         let here = ("host", "localhost:9900");
         assert_eq!(refused(&[]), Some(400));
         assert_eq!(refused(&[("host", "evil.example")]), Some(403));
+        assert_eq!(refused(&[("host", "localhost"), ("host", "evil.example")]), Some(400));
         assert_eq!(refused(&[here]), None);
         assert_eq!(refused(&[here, ("origin", "http://localhost:9900")]), None);
         for origin in ["http://localhost:3000", "http://evil.example", "null", ""] {

@@ -91,6 +91,8 @@ pub fn start(
         layouts: watch::channel(None).0,
         members: Default::default(),
         stage: stage.into(),
+        asked: Default::default(),
+        elects: Default::default(),
         progress: Default::default(),
         holdings: HoldingsSource(Arc::downgrade(&host)),
         peers: Default::default(),
@@ -460,11 +462,13 @@ impl Agent {
                 }
                 Output::Pull(from) => self.pull(from),
                 Output::AllStop => {
+                    let keeps = match self.location.shared.durable {
+                        true => "it stays a member, and keeps what it has until it is started again",
+                        false => "what it had was in memory only, and is gone",
+                    };
                     match self.membership.layout().members.len() {
-                        1 => news!(
-                            "the last node of its ring: it stays a member, and keeps all keys until it is started again"
-                        ),
-                        _ => news!("all nodes stop at once: nothing is handed over, and all stay members"),
+                        1 => news!("the last node of its ring: {keeps}"),
+                        _ => news!("no member stays to hand anything over to: {keeps}"),
                     }
                     departure = Some(Departure::Stopped);
                 }

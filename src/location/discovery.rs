@@ -11,7 +11,7 @@
 //! Whom it asks is what it was told, what it remembers, and the loopback ports or the [`lan`](super::lan).
 
 use super::lan::{Lan, Listener};
-use super::{Location, LocationConfig, LocationError, Stage};
+use super::{Location, LocationConfig, LocationError, Shared, Stage};
 use crate::core::layout::Kind;
 use crate::core::node::Address;
 use crate::news;
@@ -20,6 +20,7 @@ use crate::wire::convert;
 use crate::wire::location::{self as pb, ProbeRequest, ProbeResponse};
 use bytes::Bytes;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -138,13 +139,15 @@ pub(super) async fn seek(
     let mut listener =
         lan.map(|lan| Listener::new(Some(lan), config.kind, Some(&config.ring_name))).transpose()?;
     let mut said = Instant::now();
+    *shared.asked.lock().unwrap_or_else(PoisonError::into_inner) = told.clone();
+    shared.elects.store(ring_id.is_none(), Ordering::Release);
     loop {
         let request = ProbeRequest {
             ring_name: config.ring_name.clone(),
             kind: convert::kind_to(config.kind),
             seeker_address: if ring_id.is_none() { shared.address.to_string() } else { String::new() },
         };
-        let (mut answers, missing) = ask_on(config, &told, &request).await?;
+        let (mut answers, missing) = ask_on(shared, &told, &request).await?;
         // Whoever was waited for may have made a ring.
         let probers = probed_by(&mut shared.stage.lock().unwrap_or_else(PoisonError::into_inner));
         answers.extend(ask(&probers, &request).await);
@@ -207,24 +210,34 @@ fn probed_by(stage: &mut Stage) -> Vec<Address> {
 
 /// Asks these, and those that seekers among them lead to; with the answers, who gave none or does not seek.
 async fn ask_on(
-    config: &LocationConfig,
+    shared: &Shared,
     told: &[Address],
     request: &ProbeRequest,
 ) -> Result<(Vec<ProbeResponse>, Vec<Address>), LocationError> {
+    let config = &shared.config;
     let (mut answers, mut missing) = (Vec::new(), Vec::new());
     let (mut known, mut next) = (told.to_vec(), told.to_vec());
+    known.push(shared.address.clone());
     // Of those alone whom a person named it is a mistake to be in another ring.
     let mut named = true;
     while !next.is_empty() {
         let probes = next.iter().map(|address| channel::probe(address, request.clone()));
         let answered = futures_util::future::join_all(probes).await;
+        if named {
+            // By the names that they have themselves: others may not find them by the one that was told here.
+            let name = |(told, answer): (&Address, &Result<ProbeResponse, _>)| {
+                answer.as_ref().ok().and_then(|answer| answer.address.parse().ok()).unwrap_or(told.clone())
+            };
+            let names = next.iter().zip(&answered).map(name).collect();
+            *shared.asked.lock().unwrap_or_else(PoisonError::into_inner) = names;
+        }
         for (address, answer) in std::mem::take(&mut next).into_iter().zip(answered) {
             let Ok(answer) = answer else {
                 missing.push(address);
                 continue;
             };
             let is_ours = answer.ring_name == config.ring_name && answer.kind == request.kind;
-            if is_ours && answer.stage() == pb::Stage::Seeking {
+            if is_ours && answer.stage() == pb::Stage::Seeking && answer.elects {
                 let further = answer.seekers.iter().filter_map(|text| text.parse::<Address>().ok());
                 for further in further.take(MAX_ASKED) {
                     if known.contains(&further) {

@@ -274,6 +274,10 @@ struct Shared {
     layouts: watch::Sender<Option<Arc<Layout>>>,
     members: ArcSwap<Members>,
     stage: Mutex<Stage>,
+    /// Whom it asks while it seeks, by the names that they have themselves.
+    asked: Mutex<Vec<Address>>,
+    /// While it seeks: it goes by who is the lowest, rather than wait for a certain ring.
+    elects: AtomicBool,
     progress: ArcSwapOption<Progress>,
     holdings: HoldingsSource,
     peers: Peers,

@@ -3,11 +3,16 @@
 use super::door::{self, Listener, Silent, max_connections};
 use super::guard::{Budgets, Guard};
 use axum::Router;
+use axum::extract::Request;
+use axum::http::{HeaderValue, Version, header};
+use axum::middleware::{self, Next};
+use axum::response::Response;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Notify};
@@ -17,6 +22,10 @@ use tonic::transport::Error;
 /// Once nobody is let in any more, those who came last have so long to say what they want: longer than a
 /// busy machine may take to let them speak.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// For so long connections on which nothing is under way stay open: whoever sends one request after the other
+/// is told with the next answer.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// No system has more than so many wait to be let in.
 const MOST_LAST: usize = 1 << 16;
@@ -49,10 +58,18 @@ pub async fn serve(
     let listener = Closing { stop: stop.clone(), state, all_let_in: all_let_in.clone() };
     let incoming = door::incoming(listener, budgets.clone(), most, silent.clone());
     // Till then nobody is taken for idle.
+    let closing = Arc::new(AtomicBool::new(false));
+    let told = closing.clone();
     let last_words = async move {
         all_let_in.notified().await;
-        let _all_or_enough = tokio::time::timeout(LAST_WORDS, silent.none()).await;
+        told.store(true, Ordering::Release);
+        let all_or_enough = tokio::time::timeout(LAST_WORDS, silent.none());
+        let _ended = tokio::join!(all_or_enough, tokio::time::sleep(GOODBYE));
     };
+    let routes = routes.layer(middleware::from_fn(move |request: Request, next: Next| {
+        let closing = closing.clone();
+        async move { last_answer(&closing, request, next).await }
+    }));
     let routes = Guard::new(Routes::from(routes).prepare(), budgets);
     let served = super::server().serve_with_incoming_shutdown(routes, incoming, last_words);
     let too_late = stop.then(|()| tokio::time::sleep(LAST_WORDS + grace));
@@ -60,6 +77,17 @@ pub async fn serve(
         served = served => served,
         () = too_late => Ok(()),
     }
+}
+
+/// An answer that says, once this gate ends, that it is the last on its connection: so that who sends one request
+/// after the other on it goes to another gate with the next.
+async fn last_answer(closing: &AtomicBool, request: Request, next: Next) -> Response {
+    let one_by_one = request.version() < Version::HTTP_2;
+    let mut response = next.run(request).await;
+    if one_by_one && closing.load(Ordering::Acquire) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// A listener that closes at `stop`.

@@ -8,17 +8,55 @@ use crate::wire::store::{
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use prost::Message;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::time::Instant;
 use tonic::Status;
+
+/// Keys that are worked on at once: what their values take is not counted before it is there.
+const AT_ONCE: usize = 128;
 
 /// In one call.
 pub(crate) const MAX_ITEMS: usize = 1000;
 
 /// Of an answer, which has to fit a message with all that comes around it.
 const MAX_ANSWER_BYTES: usize = crate::wire::MAX_MESSAGE_BYTES - (64 << 10);
+
+/// What the results of a batch take so far.
+struct Answers<'a> {
+    /// Of the node's budget.
+    held: Option<&'a Held>,
+    bytes: AtomicUsize,
+}
+
+impl Answers<'_> {
+    fn too_large() -> Status {
+        Status::out_of_range("the values of this batch are too large: get this one again")
+    }
+
+    /// Whether what an item may bring is not too much already.
+    fn has_room_for(&self, item: &Item) -> Result<(), Status> {
+        let full = self.bytes.load(Ordering::Relaxed) >= MAX_ANSWER_BYTES;
+        if full && matches!(item, Item::Get(_)) { Err(Self::too_large()) } else { Ok(()) }
+    }
+
+    /// Counts a result. A value for which there is no room is left out; what a write did has to be told,
+    /// whatever it takes.
+    fn fit(&self, result: Ended) -> Ended {
+        let size = BatchResult { result: Some(result.clone()) }.encoded_len();
+        let before = self.bytes.fetch_add(size, Ordering::Relaxed);
+        let room = match before + size <= MAX_ANSWER_BYTES {
+            true => self.held.map_or(Ok(()), |held| held.grow(size)),
+            false => Err(Self::too_large()),
+        };
+        match (room, result) {
+            (Err(status), Ended::Get(_)) => Ended::Failure(failed(&status)),
+            (_, result) => result,
+        }
+    }
+}
 
 fn key_of(item: &Item) -> &Bytes {
     match item {
@@ -50,38 +88,30 @@ impl Store {
             let item = item.ok_or_else(missing)?;
             by_key.entry(key_of(&item).clone()).or_default().push((at, item));
         }
-        let in_turn = |items: Vec<(usize, Item)>| async move {
+        let (deadline, answers) = (Instant::now() + timeout, Answers { held, bytes: AtomicUsize::new(0) });
+        let in_turn = |items: Vec<(usize, Item)>| async {
             let mut ended = Vec::with_capacity(items.len());
             for (at, item) in items {
-                ended.push((at, self.carry_out(item, timeout).await));
+                let result = match answers.has_room_for(&item) {
+                    Ok(()) => self.carry_out(item, deadline).await,
+                    Err(status) => Ended::Failure(failed(&status)),
+                };
+                ended.push((at, answers.fit(result)));
             }
             ended
         };
-        let mut all: FuturesUnordered<_> = by_key.into_values().map(in_turn).collect();
+        let mut all = futures_util::stream::iter(by_key.into_values().map(in_turn)).buffer_unordered(AT_ONCE);
         let mut results = vec![BatchResult::default(); count];
-        let mut bytes = 0;
         while let Some(ended) = all.next().await {
             for (at, result) in ended {
-                let mut result = BatchResult { result: Some(result) };
-                let size = result.encoded_len();
-                let room = match bytes + size <= MAX_ANSWER_BYTES {
-                    true => held.map_or(Ok(()), |held| held.grow(size)),
-                    false => Err(Status::out_of_range(
-                        "the values of this batch are too large: get this one again",
-                    )),
-                };
-                // What a write did has to be told, whatever it takes.
-                if let (Err(status), Some(Ended::Get(_))) = (room, &result.result) {
-                    result.result = Some(Ended::Failure(failed(&status)));
-                }
-                bytes += result.encoded_len();
-                results[at] = result;
+                results[at] = BatchResult { result: Some(result) };
             }
         }
         Ok(BatchResponse { results })
     }
 
-    async fn carry_out(&self, item: Item, timeout: Duration) -> Ended {
+    async fn carry_out(&self, item: Item, deadline: Instant) -> Ended {
+        let timeout = deadline.saturating_duration_since(Instant::now());
         let ended = match item {
             Item::Put(put) => self.put(put, timeout).await.map(Ended::Put),
             Item::Get(get) => self.get(get, timeout).await.map(Ended::Get),

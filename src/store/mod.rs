@@ -99,7 +99,8 @@ struct Inner {
     ahead: Arc<Semaphore>,
     /// Room for pullers.
     pullers: Arc<Semaphore>,
-    /// Room for pages of scans.
+    /// Room for scans, and for their pages.
+    scans: Arc<Semaphore>,
     pages: Arc<Semaphore>,
     /// What this node found that can be collected, and the epoch at which it waits with it.
     found: watch::Sender<(Epoch, Found)>,
@@ -146,6 +147,7 @@ impl Store {
             budget: Budget::new(MAX_BYTES),
             ahead: Arc::new(Semaphore::new(service::MAX_AHEAD)),
             pullers: Arc::new(Semaphore::new(handoff::MAX_PULLERS)),
+            scans: Arc::new(Semaphore::new(scan::MAX_SCANS)),
             pages: Arc::new(Semaphore::new(service::MAX_PAGES)),
             found: watch::Sender::default(),
             repairing: tokio::sync::Mutex::default(),

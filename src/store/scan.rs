@@ -5,12 +5,12 @@
 
 use super::Store;
 use crate::core::quorum::Consistency;
-use crate::core::record::MAX_VALUE_BYTES;
 use crate::core::replica_request::{Page, Stretch};
 use crate::core::token::Segment;
 use crate::location::wall_ms;
 use crate::wire::budget::Held;
 use crate::wire::convert::{self, Cursor};
+use crate::wire::status;
 use crate::wire::store::{ScanItem, ScanRequest, ScanResponse};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -18,6 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
 use tokio::time::Instant;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,9 +31,13 @@ const PAGE_BYTES: usize = 64 << 10;
 /// segments overlap.
 const AHEAD: usize = 8;
 
-/// What a scan counts of the node's budget, and of its connection's share: a page for each segment ahead, be
-/// each of them a large value, as it came from one owner. Seldom does it take as much.
-const HELD_BYTES: usize = AHEAD * MAX_VALUE_BYTES;
+/// Scans that a node serves at once, be they ever so slow to be taken. Each may hold a few megabytes where
+/// values are large.
+pub(super) const MAX_SCANS: usize = 32;
+
+/// What a scan counts of the node's budget, and of its connection's share: pages for the segments ahead, of
+/// some owners each, and two messages.
+const HELD_BYTES: usize = 2 << 20;
 
 /// A message is sent once it has so many bytes of keys and values, or so many keys.
 const MESSAGE_BYTES: usize = 256 << 10;
@@ -135,6 +140,10 @@ impl Store {
         };
         let limit = if request.limit == 0 { u64::MAX } else { request.limit };
         let store = self.clone();
+        let scans = self.0.scans.clone().try_acquire_owned();
+        let place = scans.map_err(|_none_left| {
+            status::exhausted(format!("this node serves {MAX_SCANS} scans already; nothing was done"))
+        })?;
         held.as_ref().map_or(Ok(()), |held| held.grow(HELD_BYTES))?;
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
@@ -143,7 +152,7 @@ impl Store {
             if let Err(Some(status)) = ended {
                 let _caller_gone = message.sender.send_timeout(Err(status), TAKE_TIMEOUT).await;
             }
-            drop(held);
+            drop((held, place));
         });
         Ok(Box::pin(ReceiverStream::new(receiver)))
     }
@@ -159,10 +168,16 @@ impl Store {
         let begins = (first.index()..segments).map(|index| {
             let segment = Segment(index as u16);
             let after = if segment == first { after.clone() } else { Bytes::new() };
-            async move { (segment, self.stretch(wanted, segment, after).await) }
+            // On its own, so that it does not wait, nor run out of time, while the caller takes his.
+            let (store, wanted) = (self.clone(), wanted.clone());
+            let ahead = tokio::spawn(async move { store.stretch(&wanted, segment, after).await });
+            async move { (segment, ahead.await) }
         });
         let mut begins = futures_util::stream::iter(begins).buffered(AHEAD);
-        while let Some((segment, mut scanned)) = begins.next().await {
+        while let Some((segment, scanned)) = begins.next().await {
+            let broken =
+                |panic: JoinError| Some(Status::internal(format!("this node failed at it: {panic}")));
+            let mut scanned = scanned.map_err(broken)?;
             loop {
                 let Scanned { page, achieved, epoch } = scanned?;
                 let mut cursor = Cursor { segment, after: Bytes::new() };

@@ -54,6 +54,22 @@ fn nodes_that_were_told_of_each_other_in_a_circle_or_a_chain_make_one_ring() {
     }
 }
 
+#[test]
+fn who_is_told_of_a_node_that_waits_for_its_ring_waits_with_it() {
+    let rig = Rig::new();
+    let mut nodes = rig.ring_of(2);
+    let (mut left, mut stays) = (nodes.pop().unwrap(), nodes.pop().unwrap());
+    left.interrupt();
+    left.ends_well();
+    stays.kill();
+    let left = left.start_again();
+    // Lower than the other, so that it would make a ring if both looked for any.
+    let mut told = rig.node("told", &rig.at(7001), &["--memory", "--peer", &left.address()]);
+    told.says("waiting for a member of ring");
+    let stays = stays.start_again();
+    rig.settled(&[left, stays, told]);
+}
+
 /// The ring that a node is a member of, and how many members that has.
 fn ring_of(rig: &Rig, address: &str) -> Option<(Vec<u8>, usize)> {
     let request = ProbeRequest {

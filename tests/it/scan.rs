@@ -1,11 +1,18 @@
 //! Scans and batches, while nothing happens and while much does.
 
-use crate::rig::{Node, Rig, addresses, until};
+use crate::client::keys_of;
+use crate::rig::{Node, Rig, Signal, addresses, until};
+use bytes::Bytes;
 use std::collections::BTreeSet;
+use std::time::Duration;
 use thrifty::client::{Client, Done, Item, PutOptions, ScanOptions, Scanned};
+use thrifty::core::quorum::Consistency;
 use thrifty::core::record::MAX_VALUE_BYTES;
 use thrifty::core::token::Token;
-use thrifty::wire::store::{BatchItem, BatchRequest, ScanRequest};
+use thrifty::wire::convert;
+use thrifty::wire::store::{
+    BatchItem, BatchRequest, BatchResult, Options, PutRequest, ScanRequest, batch_item, batch_result,
+};
 use tonic::Code;
 
 fn name(number: usize) -> String {
@@ -235,6 +242,10 @@ fn each_item_of_a_batch_ends_on_its_own() {
             .filter(|found| matches!(found, Ok(Done::Got(Some(found))) if found.value.len() == 900_000));
         assert_eq!(there.count(), 12);
 
+        // Of one key, too.
+        let many = client.batch(vec![Item::Get("big/7".into()); 20]).await;
+        assert!(many.iter().all(|found| matches!(found, Ok(Done::Got(Some(_))))));
+
         let mut node = client.store_at(&nodes[0].address().parse().unwrap());
         for items in [vec![BatchItem { item: None }], vec![BatchItem::default(); 1001]] {
             let refused = node.batch(BatchRequest { items }).await.unwrap_err();
@@ -242,5 +253,55 @@ fn each_item_of_a_batch_ends_on_its_own() {
             assert!(refused.message().contains("nothing was done"), "{refused}");
         }
         assert_eq!(node.batch(BatchRequest::default()).await.unwrap().into_inner().results, []);
+    });
+}
+
+#[test]
+fn a_batch_tells_in_time_what_came_of_each_item() {
+    let rig = Rig::new();
+    let nodes = rig.ring_of(3);
+    let client = rig.client(&addresses(&nodes));
+    let of = |node: &Node<'_>| Bytes::from(keys_of(&client, node, 1).remove(0));
+    let (here, there) = (of(&nodes[0]), of(&nodes[1]));
+    nodes[1..].iter().for_each(|node| node.signal(Signal::STOP));
+    let put = |key: &Bytes, consistency: Consistency| {
+        let options =
+            Some(Options { consistency: convert::consistency_to(consistency), fallback_to_one: false });
+        let put = PutRequest { key: key.clone(), options, ..PutRequest::default() };
+        BatchItem { item: Some(batch_item::Item::Put(put)) }
+    };
+    let one = put(&here, Consistency::One);
+    let all = std::iter::once(one).chain((0..5).map(|_| put(&there, Consistency::Quorum)));
+    let mut request = tonic::Request::new(BatchRequest { items: all.collect() });
+    request.set_timeout(Duration::from_secs(1));
+    let address = nodes[0].address().parse().unwrap();
+    let answer = rig.wait(async { client.store_at(&address).batch(request).await });
+    nodes[1..].iter().for_each(|node| node.signal(Signal::CONT));
+    let results = answer.unwrap().into_inner().results;
+    assert!(matches!(results[0].result, Some(batch_result::Result::Put(_))), "{:?}", results[0]);
+    let failed = |result: &BatchResult| matches!(result.result, Some(batch_result::Result::Failure(_)));
+    assert!(results[1..].iter().all(failed), "{results:?}");
+    let Some(batch_result::Result::Failure(last)) = &results[5].result else { unreachable!() };
+    assert!(!last.outcome_unknown && last.code == i32::from(Code::Unavailable), "never begun: {last:?}");
+}
+
+#[test]
+fn a_scan_waits_for_who_takes_his_time() {
+    let rig = Rig::new();
+    let nodes = rig.ring_of(3);
+    let client = rig.client(&addresses(&nodes));
+    rig.wait(async {
+        let put = |n: usize| Item::Put(name(n).into(), vec![1; 100_000].into(), PutOptions::default());
+        assert!(client.batch((0..400).map(put).collect()).await.iter().all(Result::is_ok));
+        let address = nodes[0].address().parse().unwrap();
+        let mut node = client.store_at(&address);
+        let mut messages = node.scan(ScanRequest::default()).await.unwrap().into_inner();
+        let mut count = messages.message().await.unwrap().unwrap().items.len();
+        // Longer than any stretch may take: more than the connection takes in is not sent meanwhile.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        while let Some(message) = messages.message().await.unwrap() {
+            count += message.items.len();
+        }
+        assert_eq!(count, 400);
     });
 }

@@ -47,7 +47,7 @@ pub(crate) struct Target {
     pub(crate) connect: Connect,
 
     /// The ring's name, where there are several or to make sure
-    #[arg(long, value_name = "NAME", global = true)]
+    #[arg(long, value_name = "NAME", env = "THRIFTY_RING", global = true)]
     pub(crate) ring: Option<String>,
 
     /// The kind of ring; without it, whichever is found, a store first
@@ -95,9 +95,8 @@ not UTF-8), version, written_at, expires_at_ms.")]
         after_help = "Examples:\n  storectl locate apple\n  storectl locate apple --json | jq -r '.owners[0].address'"
     )]
     Locate {
-        /// The key
-        #[arg(allow_negative_numbers = true)]
-        key: String,
+        #[command(flatten)]
+        key: Key,
         /// Print JSON
         #[arg(long)]
         json: bool,

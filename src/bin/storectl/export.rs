@@ -88,7 +88,11 @@ impl Export {
     pub(crate) async fn run(&self, target: &Target) -> Result<(), Failure> {
         let prefix = typed(&self.prefix, self.escaped)?;
         let client = target.store(&self.care).await?;
-        let Some(path) = &self.output else { return self.to_stdout(&client, prefix).await };
+        let Some(path) = self.output.as_ref().filter(|path| path.as_os_str() != "-") else {
+            return self.to_stdout(&client, prefix).await;
+        };
+        // What a link leads to is written, and the link stays.
+        let path = &path.canonicalize().unwrap_or_else(|_none_yet| path.clone());
         let mut part = Part::open(path, self.fresh(&client, &prefix), self.resume, &client.layout())?;
         let page_token = text::from_base64(&part.note.page_token_base64);
         let page_token = page_token.map_err(|error| Failure::new(Exit::Conflict, error))?;
@@ -192,8 +196,10 @@ struct Part {
 impl Part {
     /// Begins or goes on, as the one or other was asked for and is possible.
     fn open(file: &Path, fresh: Note, resume: bool, layout: &Layout) -> Result<Part, Failure> {
-        if file.is_dir() {
-            let message = format!("{} is a folder: name a file to write", file.display());
+        let there = std::fs::metadata(file).ok();
+        if let Some(other) = there.as_ref().filter(|there| !there.is_file()) {
+            let what = if other.is_dir() { "a folder" } else { "no file" };
+            let message = format!("{} is {what}: name a file to write, or - for stdout", file.display());
             return Err(Failure::new(Exit::Usage, message));
         }
         let (path, note_path) = (note::beside(file, ".part"), note::beside(file, ".resume"));
@@ -235,6 +241,10 @@ impl Part {
             }
             None => fresh,
         };
+        // Who may read the old one may read the new one, and nobody else.
+        if let Some(there) = &there {
+            part.set_permissions(there.permissions()).map_err(|error| unwritable(&path, &error))?;
+        }
         let mut part = BufWriter::new(part);
         let cut = part.get_ref().set_len(note.bytes).and_then(|()| part.seek(SeekFrom::Start(note.bytes)));
         cut.map_err(|error| unwritable(&path, &error))?;

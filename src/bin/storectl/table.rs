@@ -1,9 +1,9 @@
 //! `storectl ring` and `storectl locate`: the layout, as any client of the ring has it.
 
 use crate::args::Target;
-use crate::common::{self, Exit, Failure};
+use crate::common::key::Key;
+use crate::common::{self, Failure, text};
 use crate::status::fresh_table;
-use bytes::Bytes;
 use serde_json::{Value, json};
 use thrifty::core::token::Token;
 use thrifty::gateway::json::{self as told, primaries, standing};
@@ -37,9 +37,8 @@ pub(crate) async fn ring(target: &Target, json: bool) -> Result<(), Failure> {
 }
 
 /// Prints who owns a key.
-pub(crate) async fn locate(target: &Target, key: &str, json: bool) -> Result<(), Failure> {
-    let bytes = Bytes::copy_from_slice(key.as_bytes());
-    convert::key(&bytes).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+pub(crate) async fn locate(target: &Target, key: &Key, json: bool) -> Result<(), Failure> {
+    let bytes = key.bytes()?;
     let layout = target.client().await?.layout();
     let (token, segment) = (Token::of(&bytes), layout.segment(&bytes));
     let owners = layout.read_owners(segment);
@@ -47,8 +46,12 @@ pub(crate) async fn locate(target: &Target, key: &str, json: bool) -> Result<(),
     if json {
         let owners: Vec<Value> =
             owners.iter().map(|m| json!({ "id": m.id.to_string(), "address": m.address.as_str() })).collect();
+        let (name, key) = match std::str::from_utf8(&bytes) {
+            Ok(key) => ("key", key.to_owned()),
+            Err(_) => ("key_base64", text::base64(&bytes)),
+        };
         return common::print(json!({
-            "key": key,
+            name: key,
             "token": format!("{token:?}"),
             "segment": segment.index(),
             "epoch": layout.epoch,

@@ -10,7 +10,8 @@
 //! | `GET /list` | 200 with the keys of what the node itself holds, one in a line |
 //! | `DELETE /KEY` | 204 |
 //!
-//! The node is the one beside which the gate runs, or the first that it was told of. In a list, %XX stands for
+//! The node is the one beside which the gate runs, or the first that it was told of and
+//! that is there. In a list, %XX stands for
 //! % and for each byte that is not text. If the node fails half-way, the list breaks off as a download does.
 //!
 //! Of a field that comes twice, the last one counts; fields of other names are ignored. A key that begins

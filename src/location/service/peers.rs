@@ -11,6 +11,7 @@ use crate::wire::convert::{self, Malformed, id_bytes};
 use crate::wire::location as pb;
 use crate::wire::location::location_peer_server::LocationPeer;
 use crate::wire::status;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -39,8 +40,9 @@ impl LocationPeer for Service {
             }
             match (&*stage, &layout) {
                 (Stage::Seeking(by), _) => {
-                    let told = shared.config.peers.iter().chain(by.iter().map(|(address, _)| address));
-                    (pb::Stage::Seeking, told.map(Address::to_string).collect())
+                    let asked = shared.asked.lock().unwrap_or_else(PoisonError::into_inner);
+                    let seekers = asked.iter().chain(by.iter().map(|(address, _)| address));
+                    (pb::Stage::Seeking, seekers.map(Address::to_string).collect())
                 }
                 (Stage::Member, Some(_)) => (pb::Stage::Member, Vec::new()),
                 (Stage::Waiting, _) | (Stage::Member, None) => (pb::Stage::Waiting, Vec::new()),
@@ -57,6 +59,7 @@ impl LocationPeer for Service {
             former_ring_ids: layout
                 .map_or(Vec::new(), |layout| layout.former.iter().map(|ring| id_bytes(ring.0)).collect()),
             seekers,
+            elects: shared.elects.load(Ordering::Acquire),
         }))
     }
 

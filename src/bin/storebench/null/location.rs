@@ -79,6 +79,7 @@ impl LocationPeer for NullLocation {
         let (layout, member) = (&self.layout, &self.layout.members[0]);
         Ok(Response::new(pb::ProbeResponse {
             seekers: Vec::new(),
+            elects: false,
             ring_name: layout.name.clone(),
             kind: convert::kind_to(layout.kind),
             stage: pb::Stage::Member.into(),
