@@ -79,6 +79,8 @@ not UTF-8), version, written_at, expires_at_ms.")]
         /// Also every key of the ring, as `ls` prints it, and when it was written last
         #[arg(long)]
         keys: bool,
+        #[command(flatten)]
+        care: Care,
         /// Print JSON
         #[arg(long)]
         json: bool,

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
 
 async fn control(Cli { target, command }: Cli) -> Result<(), Failure> {
     match command {
-        Command::Status { keys, json } => status::status(&target, keys, json).await,
+        Command::Status { keys, care, json } => status::status(&target, keys, &care, json).await,
         Command::Ring { json } => table::ring(&target, json).await,
         Command::Locate { key, json } => table::locate(&target, &key, json).await,
         Command::Top(top) => top.run(&target).await,

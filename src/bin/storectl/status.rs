@@ -1,7 +1,8 @@
 //! `storectl status`: one line about the ring, and a table of its nodes.
 
+use crate::TOOL;
 use crate::args::Target;
-use crate::common::options::must_store;
+use crate::common::options::Care;
 use crate::common::{self, Failure, text};
 use crate::ls;
 use comfy_table::{Cell, CellAlignment, Color, Table, presets};
@@ -11,9 +12,8 @@ use thrifty::gateway::json::{self as told, from_median, id, phase, state, withou
 use thrifty::wire::location::{NodeStatus, StatusResponse};
 
 /// Prints how the ring is doing, and then, if they are wanted, its keys.
-pub(crate) async fn status(target: &Target, keys: bool, json: bool) -> Result<(), Failure> {
-    let client = target.client().await?;
-    let client = if keys { must_store(client)? } else { client };
+pub(crate) async fn status(target: &Target, keys: bool, care: &Care, json: bool) -> Result<(), Failure> {
+    let client = if keys { target.store(care).await? } else { target.client().await? };
     let mut status = client.status().await?;
     from_median(&mut status.nodes);
     let layout = client.layout();
@@ -28,7 +28,8 @@ pub(crate) async fn status(target: &Target, keys: bool, json: bool) -> Result<()
             false => format!("{}  {}", text::utc(key.version.wall_ms()), text::escape(&key.key)),
         };
         let options = ScanOptions { keys_only: true, ..ScanOptions::default() };
-        ls::list(&client, options, u64::MAX, line).await?;
+        let achieved = ls::list(&client, options, u64::MAX, line).await?;
+        care.check(TOOL, "listed", achieved);
     }
     Ok(())
 }

@@ -29,7 +29,8 @@
 //!
 //! An outcome that is unknown is 504, "nothing was done" is 503 with Retry-After, and 429 with it where a node
 //! has too much to do or the disks are full; 408 if a body takes too long to arrive, 413 if it is too large.
-//! Every other answer than 2xx and 304 has a line of text that says why.
+//! Every other answer than 2xx and 304 has a line of text that says why, but for those given before the request
+//! is understood: 400 for what is no HTTP, 414 for too long a path, 431 for too many headers.
 
 mod about;
 mod batch;
