@@ -34,10 +34,6 @@ fn refusal(request: &Request) -> Option<Failed> {
     if host.is_empty() {
         return Some(Failed::bad("the request names no host"));
     }
-    let named_twice = request.headers().get_all(header::HOST).iter().count() > 1;
-    if named_twice || request.uri().authority().is_some_and(|named| named.as_str() != host) {
-        return Some(Failed::bad("the request names two hosts"));
-    }
     let forbidden = |why| Some(Failed::new(StatusCode::FORBIDDEN, why));
     if !host_is_local(host) {
         return forbidden("ask by an IP address or localhost: any other host may be a web page's");
@@ -45,10 +41,12 @@ fn refusal(request: &Request) -> Option<Failed> {
     let same_origin = |origin: &str| origin.split_once("://").is_some_and(|(_, of)| of == host);
     // `none` is a person, who typed the address or chose a bookmark.
     let same_site = |site| matches!(site, "same-origin" | "none");
-    match text(header::ORIGIN).is_none_or(same_origin) && text(SEC_FETCH_SITE).is_none_or(same_site) {
-        true => None,
-        false => forbidden("requests of web pages of other origins are refused"),
+    if !text(header::ORIGIN).is_none_or(same_origin) || !text(SEC_FETCH_SITE).is_none_or(same_site) {
+        return forbidden("requests of web pages of other origins are refused");
     }
+    let named_twice = request.headers().get_all(header::HOST).iter().count() > 1;
+    let named_apart = request.uri().authority().is_some_and(|named| named.as_str() != host);
+    (named_twice || named_apart).then(|| Failed::bad("the request names two hosts"))
 }
 
 /// Lets only those requests through that no web page of elsewhere can have made.
