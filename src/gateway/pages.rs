@@ -18,8 +18,9 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Whether the host that a request names can't be a web site's: else a page could reach this node
 /// by having its own name point here.
 fn host_is_local(host: &str) -> bool {
-    let name =
-        host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
+    // A number may have a sign elsewhere.
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    let name = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(name, _)| name);
     match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
         None => name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok(),
@@ -67,9 +68,15 @@ mod tests {
         for good in ["localhost", "localhost:9900", "127.0.0.1:9900", "[::1]:9900", "[::1]", "10.0.0.7"] {
             assert!(host_is_local(good), "{good}");
         }
-        for bad in
-            ["", "evil.example", "evil.example:9900", "127.0.0.1.evil.example", "[localhost:80", "[10.0.0.7]"]
-        {
+        for bad in [
+            "",
+            "evil.example",
+            "evil.example:9900",
+            "127.0.0.1.evil.example",
+            "[localhost:80",
+            "[10.0.0.7]",
+            "[::1]:+900",
+        ] {
             assert!(!host_is_local(bad), "{bad}");
         }
     }
