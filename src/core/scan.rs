@@ -1,7 +1,8 @@
 //! One stretch of a scan, from the coordinator's side: events in, questions to replicas and a page out.
 //!
-//! A segment is scanned in key order. Of each stretch as many owners of the read set give a page as the
-//! consistency asks for, all at one epoch, and the newest record of each key is taken. Only the part that
+//! A segment is scanned in key order. Of each stretch as many owners of each live set give a page as the
+//! consistency asks for, all at one epoch, and the newest record of each key is taken. (At ONE it is the read
+//! set alone, since newcomers are empty.) Only the part that
 //! every page covers counts: where one ends early, what the others have beyond is asked for again, with
 //! the next stretch. So each key comes once, and none is missed that a quorum holds.
 //!
@@ -11,7 +12,7 @@
 use crate::core::layout::Layout;
 use crate::core::mutants::{Mutant, planted};
 use crate::core::node::{Liveness, Moment, NodeId};
-use crate::core::quorum::{Consistency, LiveSet};
+use crate::core::quorum::{Consistency, LiveSet, all_meet, everyone};
 use crate::core::read::HEDGE;
 use crate::core::record::Record;
 use crate::core::replica_request::{Answer, Ask, Page, Stretch};
@@ -41,7 +42,7 @@ pub struct Scan {
     terms: Terms,
     consistency: Consistency,
     layout: Arc<Layout>,
-    owners: LiveSet,
+    sets: Vec<LiveSet>,
     known: Vec<(NodeId, Known)>,
     hedge_at: Moment,
     outcome: Option<Outcome<Page>>,
@@ -58,9 +59,10 @@ impl Scan {
         liveness: &dyn Fn(NodeId) -> Liveness,
         out: &mut Vec<Action>,
     ) -> Self {
-        let read_set = LiveSet::new(layout.read_owners(stretch.segment));
         let mut scan = Scan::new(me, layout, stretch, terms);
-        let may_answer = |consistency| read_set.meets(consistency, |id| liveness(id) != Liveness::Down);
+        let may_answer = |consistency| {
+            all_meet(&scan.sets_at(consistency), consistency, |id| liveness(id) != Liveness::Down)
+        };
         if !may_answer(terms.consistency) {
             if !terms.fallback_to_one || !may_answer(Consistency::One) {
                 scan.outcome = Some(Outcome::Unavailable);
@@ -88,10 +90,10 @@ impl Scan {
     }
 
     fn new(me: NodeId, layout: Arc<Layout>, stretch: Stretch, terms: Terms) -> Self {
-        let owners = LiveSet::new(Vec::new());
+        let sets = Vec::new();
         let (consistency, hedge_at) = (terms.consistency, Moment::ZERO);
         let (local, known, outcome) = (false, Vec::new(), None);
-        Scan { me, stretch, local, terms, consistency, layout, owners, known, hedge_at, outcome }
+        Scan { me, stretch, local, terms, consistency, layout, sets, known, hedge_at, outcome }
     }
 
     /// How it ended; `None` while it goes on. A page holds deleted and expired records, too, so that the
@@ -106,33 +108,37 @@ impl Scan {
     }
 
     fn begin(&mut self, now: Moment, liveness: &dyn Fn(NodeId) -> Liveness, out: &mut Vec<Action>) {
-        let segment = self.stretch.segment;
-        let owners = match self.local {
-            true => self.layout.slot(self.me, segment).map(|_| self.me).into_iter().collect(),
-            false => self.layout.read_owners(segment),
-        };
+        self.sets = self.sets_at(self.consistency);
         let kept = planted(Mutant::PagesOfTwoEpochs);
         let gave = |id: &NodeId| {
             let before = self.known.iter().find(|(known, _)| known == id).map(|(_, known)| known.clone());
             before.filter(|known| kept && matches!(known, Known::Gave(_))).unwrap_or(Known::Unasked)
         };
-        self.known = owners.iter().map(|id| (*id, gave(id))).collect();
-        // This node first, which costs nothing, then those that are up.
-        let mut order = owners.clone();
-        order.sort_by_key(|id| (*id != self.me, liveness(*id) != Liveness::Up));
-        self.owners = LiveSet::new(owners);
+        self.known = everyone(&self.sets).into_iter().map(|id| (id, gave(&id))).collect();
         self.hedge_at = now + HEDGE;
-        order.truncate(self.need(self.consistency));
-        for id in order {
+        // This node first, which costs nothing, then those that are up; of each set as many as it takes.
+        let mut asked: Vec<NodeId> = Vec::with_capacity(4);
+        for set in self.sets.clone() {
+            let mut order = set.owners().to_vec();
+            order.sort_by_key(|id| (*id != self.me, !asked.contains(id), liveness(*id) != Liveness::Up));
+            order.truncate(self.consistency.need(order.len()));
+            asked.extend(order.into_iter().filter(|id| !asked.contains(id)).collect::<Vec<_>>());
+        }
+        for id in asked {
             self.ask(id, out);
         }
         self.conclude(now);
     }
 
-    fn need(&self, consistency: Consistency) -> usize {
-        match planted(Mutant::PageOfOne) {
-            true => 1,
-            false => consistency.need(self.owners.owners().len()),
+    /// The sets of owners of which so many must give a page.
+    fn sets_at(&self, consistency: Consistency) -> Vec<LiveSet> {
+        let segment = self.stretch.segment;
+        match (self.local, consistency) {
+            (true, _) => {
+                vec![LiveSet::new(self.layout.slot(self.me, segment).map(|_| self.me).into_iter().collect())]
+            }
+            (false, Consistency::One) => vec![LiveSet::new(self.layout.read_owners(segment))],
+            (false, _) => self.layout.live_sets(segment),
         }
     }
 
@@ -211,10 +217,12 @@ impl Scan {
         if self.outcome.is_some() {
             return;
         }
-        let gave = |(_, known): &'_ (NodeId, Known)| matches!(known, Known::Gave(_));
-        let there = self.known.iter().filter(|known| gave(known)).count();
-        let fallback = self.terms.fallback_to_one && now >= self.terms.patience && there > 0;
-        if there >= self.need(self.consistency) {
+        let gave =
+            |id: NodeId| self.known.iter().any(|(of, known)| *of == id && matches!(known, Known::Gave(_)));
+        let need = if planted(Mutant::PageOfOne) { Consistency::One } else { self.consistency };
+        let one = || all_meet(&self.sets_at(Consistency::One), Consistency::One, gave);
+        let fallback = self.terms.fallback_to_one && now >= self.terms.patience && one();
+        if all_meet(&self.sets, need, gave) {
             self.outcome = Some(Outcome::Done(self.merged(), self.consistency));
         } else if fallback {
             self.outcome = Some(Outcome::Done(self.merged(), Consistency::One));

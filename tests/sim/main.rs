@@ -178,6 +178,7 @@ fn what_failed_once_does_not_fail_again() {
         include_str!("kept/short_rows.txt"),
         include_str!("kept/parted.txt"),
         include_str!("kept/chosen_and_gone.txt"),
+        include_str!("kept/scan_of_two_rings.txt"),
     ] {
         let schedule = Schedule::parse(kept).expect("a schedule");
         assert!(run(&schedule, false).0.is_ok(), "{}", tell(&schedule));
