@@ -8,6 +8,7 @@ use crate::wire::status;
 use prost::Message;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -189,9 +190,16 @@ where
     F: Future<Output = Result<tonic::Response<A>, Status>>,
 {
     let end = Instant::now() + patience;
-    let place = tokio::time::timeout_at(end, node.place(size, op == Op::Read)).await;
+    let mut placing = std::pin::pin!(node.place(size, op == Op::Read));
+    let place = match futures_util::poll!(&mut placing) {
+        Poll::Ready(place) => Some(place),
+        Poll::Pending => {
+            let waited = tokio::time::timeout_at(end, placing).await.ok();
+            waited.filter(|_| end.saturating_duration_since(Instant::now()) >= LEAST_TIME)
+        }
+    };
     let left = end.saturating_duration_since(Instant::now());
-    let Some((channel, _place)) = place.ok().filter(|_| left >= LEAST_TIME.min(patience)) else {
+    let Some((channel, _place)) = place else {
         let text = format!("too much is under way to {}: this was not sent", node.address);
         return Err(status::exhausted(text));
     };
