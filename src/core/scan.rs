@@ -2,12 +2,14 @@
 //!
 //! A segment is scanned in key order. Of each stretch as many owners of each live set give a page as the
 //! consistency asks for, all at one epoch, and the newest record of each key is taken. (At ONE it is the read
-//! set alone, since newcomers are empty.) Only the part that
-//! every page covers counts: where one ends early, what the others have beyond is asked for again, with
-//! the next stretch. So each key comes once, and none is missed that a quorum holds.
+//! set alone, since newcomers are empty.) Only the part that every page covers counts: where one ends early,
+//! what the others have beyond is asked for again, with the next stretch. So each key comes once, and none is
+//! missed that a quorum holds.
 //!
 //! It is no read: nothing is written back, so that of a write that is just under way one scan may show the
-//! value and a later one not. But what was acknowledged before is met, as by every quorum of the read set.
+//! value and a later one not. But what was acknowledged before is met. The read set alone would do for that,
+//! were it not for forced removals: a majority that was dropped by one may go on, to a ReadNew of which no
+//! read succeeds, since old owners have followed the other ring; nor must a scan.
 
 use crate::core::layout::Layout;
 use crate::core::mutants::{Mutant, planted};

@@ -36,6 +36,9 @@ const OFTEN: u32 = 8;
 /// Keys that are listed in one piece.
 const LISTED_AT_ONCE: usize = 256;
 
+/// How long somebody may take for such a piece, who holds one of the gate's places meanwhile.
+const TAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How often the ring is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
@@ -202,7 +205,10 @@ impl Gate {
         let mut some = Vec::new();
         while let Some(item) = scan.next().await {
             some.push(self.judged(item)?.key);
-            if some.len() == LISTED_AT_ONCE && sender.send(Ok(std::mem::take(&mut some))).await.is_err() {
+            if some.len() < LISTED_AT_ONCE {
+                continue;
+            }
+            if sender.send_timeout(Ok(std::mem::take(&mut some)), TAKE_TIMEOUT).await.is_err() {
                 return Ok(());
             }
         }

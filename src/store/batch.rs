@@ -52,7 +52,10 @@ impl Answers<'_> {
             false => Err(Self::too_large()),
         };
         match (room, result) {
-            (Err(status), Ended::Get(_)) => Ended::Failure(failed(&status)),
+            (Err(status), Ended::Get(_)) => {
+                self.bytes.fetch_sub(size, Ordering::Relaxed);
+                Ended::Failure(failed(&status))
+            }
             (_, result) => result,
         }
     }
